@@ -1,0 +1,82 @@
+# Every target sets itself up: a fresh checkout needs Python 3.11+, make, Java 17+ and Maven, nothing else.
+SHELL := /bin/bash
+PYTHON ?= python3
+PY := .venv/bin/python
+KAFKA := .local/kafka-4.1.1
+CODE := libs services deploy/local tests
+export PYTHONUNBUFFERED := 1
+
+.DEFAULT_GOAL := help
+
+.PHONY: help
+help: ## this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+
+.PHONY: demo
+demo: install ## traces in, a run, scores printed: everything started, used and stopped again
+	@$(PY) -m steelyard_local.demo
+
+.PHONY: dev
+dev: install ## keep the system running with its logs here; Ctrl-C stops all of it (JUDGES=2 RESOLVERS=2 … for more processes)
+	@exec $(PY) -m steelyard_local.dev
+
+.PHONY: down
+down: ## stop whatever dev, demo or tests of this checkout left running (make dev's data stays)
+	@if [ -x $(PY) ]; then $(PY) -m steelyard_local.down; else echo "nothing is installed here, so nothing runs"; fi
+
+.PHONY: test
+test: install ## the tests, on a real Kafka and a real Postgres
+	@$(PY) -m pytest -m "not faults" $(ARGS)
+
+.PHONY: test-faults
+test-faults: install ## the longer suites that kill processes in the middle of their work
+	@$(PY) -m pytest -m faults $(ARGS)
+
+.PHONY: check
+check: install ## ruff, mypy strict, import contracts, the map of the events against the README
+	@.venv/bin/ruff check $(CODE)
+	@.venv/bin/ruff format --check $(CODE)
+	@.venv/bin/mypy
+	@.venv/bin/lint-imports --no-cache
+
+.PHONY: map
+map: install ## draw the flow from the handlers' signatures and put it into the README
+	@$(PY) -m steelyard_local.map
+
+.PHONY: migrate
+migrate: install ## bring the database at DATABASE_URL to this version's tables, roles and policies
+	@$(PY) -m steelyard.store.migrate
+
+.PHONY: format
+format: install ## let ruff format and sort the code
+	@.venv/bin/ruff check -q --fix $(CODE)
+	@.venv/bin/ruff format -q $(CODE)
+
+.PHONY: lock
+lock: install ## pin every dependency anew, with hashes (needs uv)
+	@command -v uv >/dev/null || { echo "uv is missing: install it (pip install uv)"; exit 1; }
+	@uv pip compile pyproject.toml --all-extras --universal --generate-hashes --no-header --python-version 3.11 -q -o requirements.lock
+
+.PHONY: clean
+clean: down ## down, and delete the environment, the broker's jars and make dev's data
+	@rm -rf .venv .local
+
+.PHONY: install
+install: .venv/installed $(KAFKA)/installed ## what the other targets need, into this checkout
+
+.venv/installed: requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { echo "Python 3.11 or newer is missing: install it, or name it: make PYTHON=/path/to/python3.12 …"; exit 1; }
+	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { echo "Python's venv module is missing: install it (Debian: apt install python3-venv)"; exit 1; }
+	@echo "installing the Python packages into .venv (a minute, once)"
+	@[ -x $(PY) ] || $(PYTHON) -m venv .venv
+	@$(PY) -m pip install -q --disable-pip-version-check --require-hashes -r requirements.lock
+	@$(PY) -m pip install -q --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+$(KAFKA)/installed: deploy/local/kafka/pom.xml
+	@command -v java >/dev/null || { echo "Java is missing: install a runtime, version 17 or newer (Debian: apt install openjdk-17-jre-headless)"; exit 1; }
+	@java -XshowSettings:properties -version 2>&1 | awk '/java.specification.version/ { exit !($$3 >= 17) }' || { echo "Java is too old: install version 17 or newer (Debian: apt install openjdk-17-jre-headless)"; exit 1; }
+	@command -v mvn >/dev/null || { echo "Maven is missing: install it (Debian: apt install maven)"; exit 1; }
+	@echo "fetching Kafka's jars into .local (seconds, once)"
+	@rm -rf $(KAFKA) && mvn -q -B -Dstyle.color=never -f $< dependency:copy-dependencies -DoutputDirectory=$(CURDIR)/$(KAFKA) -DincludeScope=runtime
+	@touch $@

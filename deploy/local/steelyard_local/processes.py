@@ -1,0 +1,243 @@
+"""Child processes whose pids are written down, so that a killed launcher's children are reaped by the next one."""
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[3]
+LOCAL = ROOT / ".local"
+
+
+class LaunchFailed(Exception):
+    """Something could not be started; the message is one a newcomer can act on."""
+
+
+@dataclass
+class Child:
+    name: str
+    process: subprocess.Popen[bytes]
+    log: Path
+    stop_signal: signal.Signals = signal.SIGTERM
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+    def alive(self) -> bool:
+        return self.process.poll() is None
+
+    def tail(self, lines: int = 15) -> str:
+        with suppress(OSError):
+            return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:])
+        return ""
+
+    def stop(self, deadline: float = 20.0) -> int:
+        """Ask, wait, then kill: nothing may outlive the launcher."""
+        if self.alive():
+            self.process.send_signal(self.stop_signal)
+        try:
+            return self.process.wait(deadline)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            return self.process.wait()
+
+    def kill(self) -> None:
+        """kill -9, as a crash would."""
+        self.process.kill()
+        self.process.wait()
+
+
+@dataclass
+class Home:
+    """One stack's folder: its data, its logs and the pids of everything it started."""
+
+    path: Path
+    children: dict[str, Child] = field(default_factory=dict)
+    scrap: list[Path] = field(default_factory=list)
+
+    @classmethod
+    def fresh(cls, kind: str) -> "Home":
+        """A folder of its own for this process, after clearing away what dead launchers left."""
+        sweep()
+        path = LOCAL / "stacks" / f"{kind}-{os.getpid()}"
+        shutil.rmtree(path, ignore_errors=True)
+        return cls.at(path)
+
+    @classmethod
+    def at(cls, path: Path) -> "Home":
+        path.mkdir(parents=True, exist_ok=True)
+        home = cls(path)
+        home.record()
+        return home
+
+    def record(self) -> None:
+        """Written after every start and stop, renamed into place: a kill in between loses no pid but the newest."""
+        pids = {name: _identity(child.pid) for name, child in self.children.items() if child.alive()}
+        note = {"owner": _identity(os.getpid()), "pids": pids, "scrap": [str(p) for p in self.scrap]}
+        draft = self.path / "owner.json.new"
+        draft.write_text(json.dumps(note))
+        draft.replace(self.path / "owner.json")
+
+    def start(
+        self,
+        name: str,
+        argv: Sequence[str],
+        *,
+        env: Mapping[str, str] | None = None,
+        uid: int | None = None,
+        stop_signal: signal.Signals = signal.SIGTERM,
+        echo: Callable[[str, str], None] | None = None,
+    ) -> Child:
+        log = self.path / f"{name}.log"
+        # A session of its own: Ctrl-C reaches the launcher alone, which then stops its children in order.
+        with log.open("ab") as out:
+            process = subprocess.Popen(
+                list(argv),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE if echo else out,
+                stderr=subprocess.STDOUT,
+                env=dict(env) if env is not None else None,
+                user=uid,
+                cwd="/" if uid is not None else None,
+                start_new_session=True,
+            )
+        child = Child(name, process, log, stop_signal)
+        self.children[name] = child
+        self.record()
+        if echo:
+            threading.Thread(target=_copy, args=(child, echo), daemon=True).start()
+        return child
+
+    def stop(self, *names: str) -> None:
+        for name in names:
+            if child := self.children.pop(name, None):
+                child.stop()
+        self.record()
+
+    def close(self, keep: bool = False) -> None:
+        """Everything ends, the last started first; without `keep` the folder goes too."""
+        for name in reversed(list(self.children)):
+            self.children[name].stop()
+        self.children.clear()
+        if keep:
+            self.record()
+            return
+        for path in [*self.scrap, self.path]:
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def sweep() -> None:
+    """End what launchers of this checkout left running when they were killed, and delete its data."""
+    for note in (LOCAL / "stacks").glob("*/owner.json"):
+        if not owned(note):
+            reap(note, delete=True)
+
+
+def owned(note: Path) -> bool:
+    with suppress(OSError, ValueError):
+        return _is(json.loads(note.read_text())["owner"])
+    return False
+
+
+def reap(note: Path, delete: bool = False) -> list[str]:
+    """End the recorded children that still are who they were when recorded; a reused pid is left alone."""
+    try:
+        wrote = json.loads(note.read_text())
+    except (OSError, ValueError):
+        return []
+    left = {name: who for name, who in reversed(wrote["pids"].items()) if _is(who)}
+    for who in left.values():
+        with suppress(ProcessLookupError):
+            os.kill(who["pid"], signal.SIGINT if who.get("name") == "postgres" else signal.SIGTERM)
+    patience = time.monotonic() + 10
+    while time.monotonic() < patience and any(_is(who) for who in left.values()):
+        time.sleep(0.05)
+    for who in left.values():
+        if _is(who):
+            with suppress(ProcessLookupError):
+                os.kill(who["pid"], signal.SIGKILL)
+    if delete:
+        for path in [*wrote.get("scrap", []), str(note.parent)]:
+            shutil.rmtree(path, ignore_errors=True)
+    return list(left)
+
+
+def free_port() -> int:
+    """Asked of the kernel: two checkouts and two sessions never collide by choice, only by a race nobody has seen."""
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port: int = s.getsockname()[1]
+        return port
+
+
+def wait_for(fact: Callable[[], bool], what: str, child: Child | None = None, seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not fact():
+        if child is not None and not child.alive():
+            raise LaunchFailed(f"{child.name} ended while starting ({what}). Its last words:\n{child.tail()}")
+        if time.monotonic() > deadline:
+            raise LaunchFailed(f"waited {seconds:.0f} s for {what}.\n{child.tail() if child else ''}")
+        time.sleep(0.03)
+
+
+def listening(port: int) -> bool:
+    with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+        return True
+    return False
+
+
+@contextmanager
+def stopped_by_signals() -> Iterator[threading.Event]:
+    """SIGINT and SIGTERM set the event instead of tearing the launcher down in the middle of a start."""
+    asked = threading.Event()
+
+    def ask(number: int, frame: object) -> None:
+        asked.set()
+        raise KeyboardInterrupt
+
+    before = {s: signal.signal(s, ask) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield asked
+    finally:
+        for s, handler in before.items():
+            signal.signal(s, handler)
+
+
+def _copy(child: Child, echo: Callable[[str, str], None]) -> None:
+    stream = child.process.stdout
+    assert stream is not None
+    with child.log.open("ab") as log:
+        for line in stream:
+            log.write(line)
+            log.flush()
+            echo(child.name, line.decode(errors="replace").rstrip("\n"))
+
+
+def _identity(pid: int) -> dict[str, object]:
+    return {"pid": pid, "started": _started(pid)}
+
+
+def _is(who: Mapping[str, object]) -> bool:
+    pid = who["pid"]
+    return isinstance(pid, int) and who["started"] is not None and _started(pid) == who["started"]
+
+
+def _started(pid: int) -> str | None:
+    """When a process began: with the pid, the only name a process has that is never given to another."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return None if stat[0] == "Z" else stat[19]
+    except OSError:
+        if Path("/proc/self").exists():
+            return None
+    shown = subprocess.run(["ps", "-o", "lstart=", "-p", str(pid)], capture_output=True, text=True)
+    return shown.stdout.strip() or None

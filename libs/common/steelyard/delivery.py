@@ -1,0 +1,172 @@
+"""One message through its handler: its outcome is published or it is a dead letter before its offset moves."""
+
+import asyncio
+import inspect
+import logging
+import random
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from typing import Any, Protocol, cast
+
+from aiokafka.errors import KafkaError
+
+from steelyard import telemetry
+from steelyard.errors import Later, Never
+from steelyard.events import Event, decode
+from steelyard.store.database import temporary
+
+log = logging.getLogger(__name__)
+Handler = Callable[..., Any]
+
+
+class Post(Protocol):
+    """What delivery needs of a publisher."""
+
+    async def publish(self, events: Iterable[Event]) -> Any: ...
+
+    async def bury(self, topic: str, record: Any, reason: str, service: str) -> None: ...
+
+
+class MostlyFailing(Exception):
+    """Most messages fail: that is a broken service or a broken sender, and moving everything aside would hide it."""
+
+
+class Limit:
+    """Dead letters are for the odd one out. Of the last `of` messages more than half failing stops the service."""
+
+    def __init__(self, at_least: int = 20, of: int = 50) -> None:
+        self._at_least, self._outcomes = at_least, deque[bool](maxlen=of)
+
+    def passed(self) -> None:
+        self._outcomes.append(True)
+
+    def failed(self, reason: str) -> None:
+        self._outcomes.append(False)
+        failures = self._outcomes.count(False)
+        if failures >= self._at_least and failures * 2 > len(self._outcomes):
+            raise MostlyFailing(f"{failures} of the last {len(self._outcomes)} messages failed, the last one: {reason}")
+
+
+class Delivery:
+    """Handlers may be repeated at any time; what they must not be is skipped."""
+
+    def __init__(self, service: str, topic: str, post: Post, limit: Limit | None = None) -> None:
+        self._service, self._topic, self._post = service, topic, post
+        self._limit = limit or Limit()
+
+    async def one(self, record: Any, handler: Handler) -> None:
+        """Returns when the record's offset may move. Raises only MostlyFailing, and when cancelled."""
+        event = await self._decoded(record)
+        if event is None:
+            return
+        name = type(event).__name__
+        try:
+            with telemetry.continued(f"{self._service} {name}", record.headers), self._handling(name):
+                await self._patiently(lambda: self._handle(handler, event), name)
+        except MostlyFailing:
+            raise
+        except Exception as e:
+            await self._bury(record, name, e)
+        else:
+            self._passed(name)
+
+    async def many(self, records: Sequence[Any], handler: Handler) -> None:
+        """All at once; where that fails, in halves, so that one bad message does not take its neighbours along."""
+        readable = [(r, e) for r in records if (e := await self._decoded(r)) is not None]
+        if readable:
+            await self._halves(readable, handler)
+
+    async def _halves(self, readable: Sequence[tuple[Any, Event]], handler: Handler) -> None:
+        events = [e for _, e in readable]
+        try:
+            with self._handling("batch"):
+                await self._patiently(lambda: self._handle(handler, events), "batch")
+        except Exception as e:
+            if len(readable) == 1:
+                await self._bury(readable[0][0], type(events[0]).__name__, e)
+                return
+            middle = len(readable) // 2
+            for half in (readable[:middle], readable[middle:]):
+                await self._halves(half, handler)
+        else:
+            for event in events:
+                self._passed(type(event).__name__)
+
+    async def _handle(self, handler: Handler, given: Event | Sequence[Event]) -> None:
+        async for events in _outputs(handler(given)):
+            await self._post.publish(events)
+
+    async def _decoded(self, record: Any) -> Event | None:
+        found: list[Event] = []
+
+        async def attempt() -> None:
+            found.append(decode(record.value))
+
+        try:
+            await self._patiently(attempt, "unread")
+        except Never as e:
+            await self._bury(record, "unreadable", e)
+            return None
+        return found[0]
+
+    async def _patiently(self, attempt: Callable[[], Awaitable[None]], name: str) -> None:
+        """A dependency that is away is waited for, here, with the offset where it is."""
+        tries = 0
+        while True:
+            try:
+                return await attempt()
+            except Exception as e:
+                if not _waits(e):
+                    raise
+                pause = _pause(tries, e)
+                level = logging.WARNING if tries % 10 == 0 else logging.DEBUG
+                log.log(level, "%s: %s waits %.1f s: %s", self._service, name, pause, _words(e))
+                telemetry.WAITED.labels(service=self._service, event=name).inc()
+                tries += 1
+                await asyncio.sleep(pause)
+
+    async def _bury(self, record: Any, name: str, error: Exception) -> None:
+        reason = _words(error)
+        bug = not isinstance(error, Never)
+        log.error(
+            "%s: %s at offset %d to the dead letters: %s", self._service, name, record.offset, reason, exc_info=bug
+        )
+        telemetry.HANDLED.labels(service=self._service, event=name, outcome="dead").inc()
+        self._limit.failed(reason)
+        await self._patiently(lambda: self._post.bury(self._topic, record, reason, self._service), name)
+
+    def _passed(self, name: str) -> None:
+        telemetry.HANDLED.labels(service=self._service, event=name, outcome="ok").inc()
+        self._limit.passed()
+
+    def _handling(self, name: str) -> Any:
+        return telemetry.handling(self._service, name)
+
+
+async def _outputs(result: Any) -> AsyncIterator[Sequence[Event]]:
+    """What a handler gives: nothing, events, or events one after the other as they become true."""
+    if inspect.isasyncgen(result):
+        async for event in cast(AsyncIterator[Event], result):
+            yield (event,)
+        return
+    if inspect.isawaitable(result):
+        result = await result
+    events = list(result or ())
+    if events:
+        yield events
+
+
+def _waits(error: Exception) -> bool:
+    if isinstance(error, Later):
+        return True
+    return (isinstance(error, KafkaError) and bool(error.retriable)) or temporary(error)
+
+
+def _pause(tries: int, error: Exception) -> float:
+    if isinstance(error, Later) and error.after is not None:
+        return error.after
+    return float(min(30.0, 0.1 * 2 ** min(tries, 10)) * random.uniform(0.5, 1.0))
+
+
+def _words(error: BaseException) -> str:
+    return str(error) if isinstance(error, Later | Never) else f"{type(error).__name__}: {error}"

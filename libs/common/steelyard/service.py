@@ -1,0 +1,418 @@
+"""The frame of a service: event in, events out. Ack, retry, dead letters, health and shutdown are here, once."""
+
+import asyncio
+import inspect
+import logging
+import os
+import signal
+import sys
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from types import UnionType
+from typing import Any, Generic, Protocol, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from aiokafka import TopicPartition
+from aiokafka.errors import CommitFailedError, IllegalStateError, KafkaError
+from aiokafka.structs import RecordMetadata
+from faststream import AckPolicy
+from faststream.kafka import KafkaBroker, KafkaMessage
+
+from steelyard import telemetry
+from steelyard.delivery import Delivery, Handler, MostlyFailing
+from steelyard.errors import Later
+from steelyard.events import Event
+from steelyard.health import Health
+from steelyard.kafka import Cluster, Publisher
+from steelyard.settings import Settings
+from steelyard.store.database import temporary
+from steelyard.store.outbox import Outbox, Relay
+from steelyard.window import Window
+
+log = logging.getLogger(__name__)
+E = TypeVar("E", bound=Event)
+H = TypeVar("H", bound=Callable[..., Any])
+
+
+class Part(Protocol):
+    """Something a service needs while it runs: started in order, stopped in reverse."""
+
+    async def start(self) -> None: ...
+
+    async def stop(self) -> None: ...
+
+    def unwell(self) -> str | None: ...
+
+
+class Publish(Generic[E]):
+    """Publishing from inside a transaction: returns what the broker acknowledged, and where it is."""
+
+    def __init__(self, publisher: Publisher) -> None:
+        self._publisher = publisher
+
+    async def __call__(self, events: Iterable[E]) -> list[RecordMetadata]:
+        return await self._publisher.publish(events)
+
+
+@dataclass(frozen=True)
+class Flow:
+    """One handler as its signature tells it."""
+
+    service: str
+    handler: str
+    takes: tuple[type[Event], ...] = ()
+    gives: tuple[type[Event], ...] = ()
+    outbox: tuple[type[Event], ...] = ()
+    many: bool = False
+
+
+@dataclass
+class Service:
+    """A list of handlers, and what they need. Nothing runs before `run`."""
+
+    name: str
+    flows: list[Flow] = field(default_factory=list)
+    parts: list[Part] = field(default_factory=list)
+    _handlers: dict[str, tuple[Handler, Flow]] = field(default_factory=dict)
+    _windows: list[tuple[Handler, Flow, int]] = field(default_factory=list)
+    _loops: list[tuple[Callable[[Any], Awaitable[bool]], float, "asyncio.Event | None"]] = field(default_factory=list)
+
+    def on(self, handler: H) -> H:
+        """Events of one topic, one after the other, or as many as there are where it takes a Sequence."""
+        flow = self._note(handler)
+        topic = _topic(flow)
+        if topic in self._handlers:
+            raise TypeError(f"{self.name} has two handlers for {topic}")
+        self._handlers[topic] = (handler, flow)
+        return handler
+
+    def window(self, slots: int) -> Callable[[H], H]:
+        """Events of one topic, as many at once as there are slots."""
+
+        def register(handler: H) -> H:
+            self._windows.append((handler, self._note(handler), slots))
+            return handler
+
+        return register
+
+    def loop(self, every: float, bell: "asyncio.Event | None" = None) -> Callable[[H], H]:
+        """Work that is found and not sent: again at once while it returns True, else when the bell rings or in time."""
+
+        def register(turn: H) -> H:
+            self._note(turn)
+            self._loops.append((turn, every, bell))
+            return turn
+
+        return register
+
+    def writes(self, function: H) -> H:
+        """Marks a function that is called by users and not by messages, for the map."""
+        self._note(function)
+        return function
+
+    def _note(self, handler: Callable[..., Any]) -> Flow:
+        flow = _read(self.name, handler)
+        self.flows.append(flow)
+        return flow
+
+    async def run(self, settings: Settings, cluster: Cluster, outbox: Relay | None = None) -> None:
+        """Until SIGTERM or until it cannot go on; then everything in flight is finished or handed back."""
+        await _Running(self, settings, cluster, outbox).until_stopped()
+
+
+class _Running:
+    """One run of a service: what was started, and in which order it stops."""
+
+    def __init__(self, service: Service, settings: Settings, cluster: Cluster, relay: Relay | None) -> None:
+        self._service, self._settings, self._cluster, self._relay = service, settings, cluster, relay
+        self._publisher = Publisher(cluster)
+        self._windows: list[Window] = []
+        self._tasks: list[asyncio.Task[None]] = []
+        self._failure: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._started: list[Callable[[], Awaitable[None]]] = []
+        self._broker: KafkaBroker | None = None
+        self._seen_by_group: dict[str, Any] = {}
+        self._ready = False
+
+    async def until_stopped(self) -> None:
+        stop = asyncio.Event()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(number, stop.set)
+        health = Health(self._service.name, self._settings.http_host, self._settings.http_port, self._unwell)
+        await health.start()
+        starting = asyncio.create_task(self._start())
+        stopping = asyncio.create_task(stop.wait())
+        try:
+            await _first(starting, stopping)
+            if starting.done():
+                starting.result()
+                await _first(stopping, self._failure)
+            if self._failure.done():
+                self._failure.result()
+        finally:
+            stopping.cancel()
+            await _ended(starting)
+            log.info("%s: stopping", self._service.name)
+            await self._stop()
+            await health.stop()
+
+    async def _start(self) -> None:
+        await self._begin(self._publisher)
+        for part in self._service.parts:
+            await self._begin(part)
+        if self._relay is not None:
+            self._spawn(self._relay.run(self._publisher))
+        await self._patiently(self._consume, "the consumers")
+        for turn, every, bell in self._service._loops:
+            self._spawn(self._turning(turn, every, bell))
+        self._ready = True
+        log.info("%s: ready, pid %d", self._service.name, os.getpid())
+
+    async def _begin(self, part: Publisher | Part) -> None:
+        await self._patiently(part.start, type(part).__name__)
+        self._started.append(part.stop)
+
+    async def _patiently(self, start: Callable[[], Awaitable[None]], what: str) -> None:
+        """A dependency that is not up yet is waited for: services may be started in any order."""
+        tries = 0
+        while True:
+            try:
+                return await start()
+            except Exception as e:
+                if not isinstance(e, Later | KafkaError) and not temporary(e):
+                    raise
+                if tries % 20 == 0:
+                    log.warning(
+                        "%s: waiting for %s: %s",
+                        self._service.name,
+                        what,
+                        str(e).splitlines()[0] if str(e) else repr(e),
+                    )
+                tries += 1
+                await asyncio.sleep(min(2.0, 0.1 * 1.5**tries))
+
+    async def _consume(self) -> None:
+        s = self._settings
+        broker = KafkaBroker(
+            self._cluster.bootstrap.split(","),
+            consumer_only=True,
+            allow_auto_create_topics=False,  # FastStream would make a missing topic with one partition
+            apply_types=False,
+            graceful_timeout=s.drain_seconds,
+            logger=None,
+        )
+        for topic, (handler, flow) in self._service._handlers.items():
+            self._subscribe(broker, topic, handler, flow)
+        for handler, flow, slots in self._service._windows:
+            window = self._window(handler, flow, slots)
+            await window.start()
+            self._windows.append(window)
+            self._started.append(window.stop)
+        if self._service._handlers:
+            await broker.start()
+            self._broker = broker
+            self._started.append(broker.stop)
+
+    def _subscribe(self, broker: KafkaBroker, topic: str, handler: Handler, flow: Flow) -> None:
+        subscriber = broker.subscriber(
+            self._cluster.topic(topic),
+            group_id=self._cluster.group(self._service.name),
+            batch=True,  # one commit for a batch: a commit per message is 170 messages a second
+            max_records=500,
+            batch_timeout_ms=20,
+            ack_policy=AckPolicy.MANUAL,  # the default, ACK_FIRST, loses the message a crash interrupts
+            auto_offset_reset="earliest",  # the default, latest, loses what was sent before the first start
+            rebalance_timeout_ms=30_000,
+            session_timeout_ms=int(self._settings.kafka_session_seconds * 1000),
+            heartbeat_interval_ms=int(self._settings.kafka_session_seconds * 300),
+            fetch_max_wait_ms=200,
+            decoder=_as_it_is,
+        )
+        delivery = Delivery(self._service.name, topic, self._publisher)
+
+        async def deliver(message: KafkaMessage) -> None:
+            records = message.raw_message if isinstance(message.raw_message, tuple) else (message.raw_message,)
+            try:
+                if flow.many:
+                    await delivery.many(records, handler)
+                else:
+                    for record in records:
+                        await delivery.one(record, handler)
+            except MostlyFailing as e:
+                await self._give_up(e)
+            await _commit(message.consumer, records)
+
+        subscriber(deliver)
+
+    def _window(self, handler: Handler, flow: Flow, slots: int) -> Window:
+        topic = _topic(flow)
+        delivery = Delivery(self._service.name, topic, self._publisher)
+        window = Window(
+            self._cluster,
+            topic,
+            self._service.name,
+            lambda record: delivery.one(record, handler),
+            slots=slots,
+            drain_seconds=self._settings.drain_seconds,
+            rebalance_drain_seconds=self._settings.rebalance_drain_seconds,
+            session_seconds=self._settings.kafka_session_seconds,
+        )
+        self._spawn(_raised(window.failure))
+        return window
+
+    async def _turning(
+        self, turn: Callable[[Any], Awaitable[bool]], every: float, bell: "asyncio.Event | None"
+    ) -> None:
+        publish: Publish[Any] = Publish(self._publisher)
+        tries = 0
+        while True:
+            again = False
+            try:
+                again = await turn(publish)
+                tries = 0
+            except Exception as e:
+                if not isinstance(e, Later | KafkaError) and not temporary(e):
+                    raise
+                log.warning(
+                    "%s: %s, again in a moment", self._service.name, str(e).splitlines()[0] if str(e) else repr(e)
+                )
+                tries += 1
+                await asyncio.sleep(min(10.0, 0.2 * 2**tries))
+            if not again:
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(bell.wait() if bell else asyncio.Event().wait(), every)
+                if bell:
+                    bell.clear()
+
+    async def _give_up(self, error: Exception) -> None:
+        """Says so and waits to be stopped: returning would move the offset."""
+        if not self._failure.done():
+            self._failure.set_exception(error)
+        await asyncio.Event().wait()
+
+    def _spawn(self, work: Any) -> None:
+        task = asyncio.ensure_future(work)
+        task.add_done_callback(self._died)
+        self._tasks.append(task)
+
+    def _died(self, task: "asyncio.Task[None]") -> None:
+        if not task.cancelled() and (error := task.exception()) and not self._failure.done():
+            self._failure.set_exception(error)
+
+    async def _stop(self) -> None:
+        """Consumers first, so that what is in flight can still publish; the publisher last."""
+        for stop in reversed(self._started[1 + len(self._service.parts) :]):
+            with suppress(KafkaError):
+                await stop()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        for stop in reversed(self._started[: 1 + len(self._service.parts)]):
+            with suppress(Exception):
+                await stop()
+
+    async def _unwell(self) -> str | None:
+        if not self._ready:
+            return "starting"
+        for part in (*self._windows, *self._service.parts):
+            if why := part.unwell():
+                return why
+        if self._broker is not None:
+            for subscriber in self._broker.subscribers:
+                consumer = getattr(subscriber, "consumer", None)
+                if consumer is None or not consumer.assignment():
+                    others = self._settings_allow_idle(consumer)
+                    if not others:
+                        return "waiting for an assignment"
+            if not await self._broker.ping(2.0):
+                return "Kafka does not answer"
+        return None
+
+    def _settings_allow_idle(self, consumer: Any) -> bool:
+        """More processes than partitions: the spare ones are ready too, their turn comes when one leaves."""
+        coordinator = getattr(consumer, "_coordinator", None)
+        return bool(coordinator is not None and getattr(coordinator, "generation", -1) > 0)
+
+
+def main(name: str, settings: Settings, build: Callable[[], Awaitable[None]]) -> None:
+    """A service's `__main__`: logs, traces, the loop; a failure is one line and exit code 1."""
+    telemetry.start_logging(settings.log_level, settings.log_format)
+    telemetry.start_tracing(name, settings.otel_exporter_otlp_endpoint)
+    try:
+        asyncio.run(_await(build))
+    except MostlyFailing as e:
+        sys.exit(f"{name}: stopped, because most messages fail: {e}")
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+async def _await(build: Callable[[], Awaitable[None]]) -> None:
+    await build()
+
+
+async def _as_it_is(message: KafkaMessage) -> KafkaMessage:
+    return message
+
+
+async def _commit(consumer: Any, records: Sequence[Any]) -> None:
+    done: dict[TopicPartition, int] = {}
+    for r in records:
+        tp = TopicPartition(r.topic, r.partition)
+        done[tp] = max(done.get(tp, 0), r.offset + 1)
+    try:
+        await consumer.commit(done)
+    except (CommitFailedError, IllegalStateError):
+        log.info("partitions moved while a batch was handled: their next owner repeats it")
+    except KafkaError as e:
+        log.warning("commit failed, the next one says it all: %r", e)
+
+
+async def _raised(failure: "asyncio.Future[None]") -> None:
+    await failure
+
+
+async def _first(*waited: "asyncio.Future[Any]") -> None:
+    await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
+
+
+async def _ended(task: "asyncio.Task[None]") -> None:
+    if not task.done():
+        task.cancel()
+    with suppress(BaseException):
+        await task
+
+
+# Reading signatures.
+
+
+def _read(service: str, handler: Callable[..., Any]) -> Flow:
+    hints = get_type_hints(handler)
+    returned = hints.pop("return", None)
+    takes: tuple[type[Event], ...] = ()
+    outbox: tuple[type[Event], ...] = ()
+    gives, many = _events(returned), False
+    for hint in hints.values():
+        if get_origin(hint) is Outbox:
+            outbox = _events(get_args(hint)[0])
+        elif get_origin(hint) is Publish:
+            gives = (*gives, *_events(get_args(hint)[0]))
+        elif found := _events(hint):
+            takes, many = found, get_origin(hint) is not None and get_origin(hint) not in (Union, UnionType)
+    return Flow(service, handler.__name__, takes, gives, outbox, many)
+
+
+def _events(hint: Any) -> tuple[type[Event], ...]:
+    if inspect.isclass(hint) and issubclass(hint, Event):
+        return (hint,)
+    wrappers = (Union, UnionType, Sequence, Iterable, AsyncIterator, AsyncIterable, AsyncGenerator)
+    origin = get_origin(hint)
+    if origin in wrappers or origin in (list, tuple):
+        return tuple(kind for part in get_args(hint) for kind in _events(part))
+    return ()
+
+
+def _topic(flow: Flow) -> str:
+    topics = {kind.topic for kind in flow.takes}
+    if len(topics) != 1:
+        raise TypeError(f"{flow.handler} must take the events of exactly one topic, not of {sorted(topics) or 'none'}")
+    return topics.pop()

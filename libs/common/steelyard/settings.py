@@ -1,0 +1,72 @@
+"""Every environment variable, typed, with a default that works on a laptop."""
+
+from functools import cache
+
+from pydantic import Field, SecretStr
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class Settings(BaseSettings):
+    """Read once, in each service's `__main__`; everything below takes what it needs as an argument."""
+
+    model_config = SettingsConfigDict(env_ignore_empty=True, frozen=True, extra="ignore")
+
+    database_url: SecretStr = Field(
+        SecretStr("postgresql://steelyard:steelyard@127.0.0.1:5432/steelyard"),
+        description="the owner of the tables; used by `make migrate` alone",
+    )
+    api_database_url: SecretStr = Field(
+        SecretStr("postgresql://steelyard_api:steelyard@127.0.0.1:5432/steelyard"),
+        description="the API's role: owns nothing, and row-level security shows it one project at a time",
+    )
+    worker_database_url: SecretStr = Field(
+        SecretStr("postgresql://steelyard_worker:steelyard@127.0.0.1:5432/steelyard"),
+        description="the workers' role: owns nothing, sees every project",
+    )
+    database_pool: int = Field(10, ge=2, description="connections a process may hold")
+
+    kafka_bootstrap: str = Field("127.0.0.1:9092", description="brokers, separated by commas")
+    kafka_replication: int = Field(1, ge=1, description="copies of each topic that is created")
+    kafka_session_seconds: float = Field(
+        10.0, ge=6, le=120, description="after how long without a heartbeat a process counts as dead; its work moves"
+    )
+    topic_prefix: str = Field("", description="put before every topic and consumer group, to share a cluster")
+
+    http_host: str = Field(
+        "127.0.0.1", description="where a service listens: the API, or a worker's health and metrics"
+    )
+    http_port: int = Field(8000, ge=0, le=65535, description="0 takes a free port")
+    log_level: str = Field("INFO", description="DEBUG, INFO, WARNING or ERROR")
+    log_format: str = Field("text", description="text for people, json for collectors")
+    otel_exporter_otlp_endpoint: str | None = Field(None, description="where spans go; none are made without it")
+
+    drain_seconds: float = Field(25.0, gt=0, description="how long a stopping process lets work in flight finish")
+    rebalance_drain_seconds: float = Field(
+        5.0, ge=0, description="how long jobs in flight may finish before their partition moves to another judge"
+    )
+
+    judge_model: str | None = Field(
+        None, description="e.g. openai/gpt-5.4-mini; unset: the first provider with a key, else heuristic/rules-v1"
+    )
+    judge_base_url: str | None = Field(None, description="an OpenAI-compatible address (vLLM, Ollama, llama.cpp)")
+    judge_api_key: SecretStr | None = Field(None, description="the key for judge_base_url")
+    judge_slots: int = Field(64, ge=1, le=2000, description="conversations with a model at once, per judge process")
+    judge_call_seconds: float = Field(60.0, gt=0, description="deadline of one model call")
+    judge_attempts: int = Field(5, ge=1, le=20, description="tries of one trace+metric pair before it is FAILED")
+    judge_max_tokens: int = Field(2000, ge=100, description="most tokens of one reply")
+    judge_temperature: float | None = Field(None, ge=0, le=2, description="sent only when set: some models refuse it")
+    embedding_model: str | None = Field(None, description="e.g. openai/text-embedding-3-small; unset: a local embedder")
+    deployment_secret: SecretStr = Field(
+        SecretStr("steelyard-on-a-laptop"), description="fences judged text with marks that its author cannot guess"
+    )
+
+    redispatch_seconds: float = Field(
+        15.0, gt=0, description="how long a consumed job may be without its outcome before it is sent again"
+    )
+    max_body_mb: float = Field(20.0, gt=0, description="largest request body the API reads; a larger one is a 413")
+    ledger_days: int = Field(30, ge=1, description="how long a finished run keeps the rows of its successful pairs")
+
+
+@cache
+def from_environment() -> Settings:
+    return Settings()

@@ -1,0 +1,104 @@
+"""The pool, and a transaction: every verb of the store takes one first."""
+
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from typing import Any
+from uuid import UUID
+
+import asyncpg
+import orjson
+from sqlalchemy import exc, text
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+
+from steelyard.errors import Later
+
+Tx = AsyncConnection
+# Connection trouble, shutdown, serialization, deadlock, out of resources, lock not available.
+PASSING = ("08", "57P", "40001", "40P01", "53", "55P03")
+HEAD = "0001"
+
+
+class Database:
+    """One pool of one role. A transaction of the API names its project: row-level security shows it nothing else."""
+
+    def __init__(self, url: str, pool: int = 10) -> None:
+        self.url = url
+        self._engine: AsyncEngine = create_async_engine(
+            driver(url),
+            pool_size=pool,
+            max_overflow=0,
+            pool_timeout=10,
+            pool_pre_ping=True,
+            json_serializer=lambda v: orjson.dumps(v).decode(),
+            json_deserializer=orjson.loads,
+            connect_args={"timeout": 5, "server_settings": {"application_name": "steelyard"}},
+        )
+
+    @asynccontextmanager
+    async def begin(self, project: UUID | None = None) -> AsyncIterator[Tx]:
+        async with self._engine.begin() as tx:
+            if project is not None:
+                await tx.execute(_ENTER, {"project": str(project)})
+            yield tx
+
+    async def start(self) -> None:
+        """Ready means migrated: a service that is ahead of its tables waits for them."""
+        try:
+            async with self.begin() as tx:
+                at = (await tx.execute(text("SELECT version_num FROM alembic_version"))).scalar()
+        except (exc.DBAPIError, asyncpg.PostgresError, OSError) as e:
+            raise Later(f"the database is not ready ({reason(e)}); is it up and migrated (make migrate)?") from e
+        if at is None or str(at) < HEAD:
+            raise Later(f"the database is at version {at}, this service needs {HEAD}: make migrate")
+
+    async def stop(self) -> None:
+        await self._engine.dispose()
+
+    def unwell(self) -> str | None:
+        return None
+
+    async def ping(self) -> None:
+        async with self.begin() as tx:
+            await tx.execute(text("SELECT 1"))
+
+
+_ENTER = text("SELECT set_config('steelyard.project', :project, true)")
+
+
+def driver(url: str) -> str:
+    """Any of the usual spellings, for SQLAlchemy on asyncpg."""
+    return "postgresql+asyncpg://" + url.split("://", 1)[1]
+
+
+def reason(error: BaseException) -> str:
+    """One line without the statement and its values: those are users' data."""
+    inner = getattr(error, "orig", None) or error
+    return (str(inner).splitlines() or [type(inner).__name__])[0]
+
+
+def sqlstate(error: BaseException) -> str | None:
+    inner = getattr(error, "orig", None) or error
+    return getattr(inner, "sqlstate", None) or getattr(inner, "pgcode", None)
+
+
+def temporary(error: BaseException) -> bool:
+    """Whether the same statement may work in a moment."""
+    if isinstance(error, exc.TimeoutError | ConnectionError | TimeoutError | asyncpg.InterfaceError):
+        return True
+    if isinstance(error, OSError):
+        return not isinstance(error, FileNotFoundError | PermissionError)
+    if isinstance(error, exc.DBAPIError) and (error.connection_invalidated or isinstance(error, exc.InterfaceError)):
+        return True
+    return (sqlstate(error) or "").startswith(PASSING)
+
+
+def dumps(value: Any) -> str:
+    return orjson.dumps(value).decode()
+
+
+def loads(value: Any) -> Any:
+    return orjson.loads(value) if isinstance(value, str | bytes) else value
+
+
+def row(mapping: Mapping[Any, Any]) -> dict[str, Any]:
+    return {str(k): v for k, v in mapping.items()}

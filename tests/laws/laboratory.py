@@ -1,0 +1,139 @@
+"""What the laws need to look at: jobs sent, calls noted, outcomes published, offsets committed."""
+
+import asyncio
+import os
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from uuid import NAMESPACE_OID, uuid4, uuid5
+
+from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka.admin import AIOKafkaAdminClient
+from steelyard.events import Owed, TraceJob, decode
+from steelyard.kafka import Cluster, Publisher
+from steelyard.progress import remembered
+from steelyard_local.processes import free_port
+
+RUN = uuid4()
+
+
+@dataclass
+class Laboratory:
+    cluster: Cluster
+    folder: Path
+    workers: list[subprocess.Popen[bytes]] = field(default_factory=list)
+
+    @property
+    def calls(self) -> Path:
+        return self.folder / "calls"
+
+    def start(self, slots: int = 200, **environment: str) -> subprocess.Popen[bytes]:
+        env = os.environ | {
+            "KAFKA_BOOTSTRAP": self.cluster.bootstrap,
+            "TOPIC_PREFIX": self.cluster.prefix,
+            "KAFKA_SESSION_SECONDS": "6",
+            "HTTP_PORT": str(free_port()),
+            **environment,
+        }
+        script = str(Path(__file__).with_name("law_worker.py"))
+        log = (self.folder / f"worker-{len(self.workers)}.log").open("wb")
+        worker = subprocess.Popen([sys.executable, script, str(self.calls), str(slots)], env=env, stderr=log)
+        self.workers.append(worker)
+        return worker
+
+    def said(self) -> str:
+        return "".join(p.read_text() for p in sorted(self.folder.glob("worker-*.log")))
+
+    def close(self) -> None:
+        for worker in self.workers:
+            if worker.poll() is None:
+                worker.kill()
+            worker.wait()
+
+    def began(self) -> Counter[str]:
+        return Counter(target for verb, target, _ in self._notes() if verb == "began")
+
+    def ended(self) -> Counter[str]:
+        return Counter(target for verb, target, _ in self._notes() if verb == "ended")
+
+    def _notes(self) -> Iterator[tuple[str, str, str]]:
+        if self.calls.exists():
+            for line in self.calls.read_text().splitlines():
+                verb, target, pid = line.split(" ")
+                yield verb, target, pid
+
+    async def send(self, jobs: Iterable[TraceJob]) -> dict[tuple[int, int], str]:
+        """Where each job's message is: (partition, offset) to target."""
+        publisher = Publisher(self.cluster)
+        await publisher.start()
+        try:
+            sent = list(jobs)
+            places = await publisher.publish(sent)
+            return {(p.partition, p.offset): job.target for p, job in zip(places, sent, strict=True)}
+        finally:
+            await publisher.stop()
+
+    async def outcomes(self) -> Counter[str]:
+        return Counter(decode(r.value).model_dump()["target"] for r in await self.everything("scores.trace"))
+
+    async def everything(self, topic: str) -> list[Any]:
+        """Every record of a topic, from its beginning to its end as it is now."""
+        name = self.cluster.topic(topic)
+        consumer = AIOKafkaConsumer(bootstrap_servers=self.cluster.bootstrap, group_id=None)
+        await consumer.start()
+        try:
+            partitions = [TopicPartition(name, p) for p in await _partitions(consumer, name)]
+            consumer.assign(partitions)
+            await consumer.seek_to_beginning(*partitions)
+            ends = await consumer.end_offsets(partitions)
+            found: list[Any] = []
+            while any([await consumer.position(tp) < end for tp, end in ends.items()]):
+                for records in (await consumer.getmany(timeout_ms=200)).values():
+                    found += records
+            return found
+        finally:
+            await consumer.stop()
+
+    async def covered(self, places: dict[tuple[int, int], str]) -> set[str]:
+        """Targets that the committed offsets and their notes say are finished."""
+        admin = AIOKafkaAdminClient(bootstrap_servers=self.cluster.bootstrap)
+        await admin.start()
+        try:
+            found = await admin.list_consumer_group_offsets(self.cluster.group("judge"))
+        finally:
+            await admin.close()
+        said = {tp.partition: (o.offset, remembered(o.offset, o.metadata)) for tp, o in found.items()}
+        return {
+            target
+            for (partition, offset), target in places.items()
+            if partition in said and (offset < said[partition][0] or offset in said[partition][1])
+        }
+
+
+async def _partitions(consumer: Any, name: str) -> set[int]:
+    for _ in range(100):
+        await consumer._client.force_metadata_update()
+        if found := consumer.partitions_for_topic(name):
+            return set(found)
+        await asyncio.sleep(0.05)
+    raise AssertionError(f"no topic {name}")
+
+
+@contextmanager
+def laboratory(cluster: Cluster, folder: Path) -> Iterator[Laboratory]:
+    lab = Laboratory(cluster, folder)
+    try:
+        yield lab
+    finally:
+        lab.close()
+
+
+def job(target: str, seconds: float | str) -> TraceJob:
+    owed = (Owed(metric="m", dispatch_no=1, attempt=0),)
+    trace = uuid5(NAMESPACE_OID, target)
+    return TraceJob(run_id=RUN, project_id=RUN, target=target, trace_id=trace, model=str(seconds), owed=owed)
