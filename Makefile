@@ -38,6 +38,7 @@ check: install ## ruff, mypy strict, import contracts, the map of the events aga
 	@.venv/bin/ruff format --check $(CODE)
 	@.venv/bin/mypy
 	@.venv/bin/lint-imports --no-cache
+	@$(PY) -m steelyard_local.map --check
 
 .PHONY: map
 map: install ## draw the flow from the handlers' signatures and put it into the README
@@ -58,7 +59,8 @@ lock: install ## pin every dependency anew, with hashes (needs uv)
 	@uv pip compile pyproject.toml --all-extras --universal --generate-hashes --no-header --python-version 3.11 -q -o requirements.lock
 
 .PHONY: clean
-clean: down ## down, and delete the environment, the broker's jars and make dev's data
+clean: ## down, and delete the environment, the broker's jars and make dev's data
+	@if [ -x $(PY) ]; then $(PY) -m steelyard_local.down --forget; fi
 	@rm -rf .venv .local
 
 .PHONY: install

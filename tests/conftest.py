@@ -8,6 +8,7 @@ from uuid import uuid4
 
 import asyncpg
 import pytest
+
 from containers import docker_answers, start_containers
 from steelyard.kafka import Cluster, make_topics
 from steelyard.store.database import Database

@@ -14,6 +14,7 @@ from uuid import NAMESPACE_OID, uuid4, uuid5
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
+
 from steelyard.events import Owed, TraceJob, decode
 from steelyard.kafka import Cluster, Publisher
 from steelyard.progress import remembered

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
 from eventually import eventually
 from laboratory import Laboratory, job, laboratory
 from steelyard.kafka import Cluster

@@ -4,7 +4,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
-from steelyard_local.processes import LOCAL, Home, LaunchFailed, free_port, listening, wait_for
+from steelyard_local.processes import LOCAL, Home, LaunchFailed, listening, wait_for
 
 JARS = LOCAL / "kafka-4.1.1"
 CLUSTER_ID = "c3RlZWx5YXJkLWxvY2FsMQ"
@@ -20,7 +20,7 @@ def start_kafka(home: Home, prompt_commits: bool = False) -> str:
         )
     if not any(JARS.glob("kafka_2.13-*.jar")):
         raise LaunchFailed("Kafka's jars are missing: run `make install`.")
-    port, controller = free_port(), free_port()
+    port, controller = home.port("kafka"), home.port("kafka-controller")
     settings = home.path / "kafka.properties"
     settings.write_text(_settings(home.path / "kafka", port, controller, prompt_commits))
     base = [java, *HEAP, "-cp", f"{JARS}/*"]

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
-from steelyard_local.processes import Home, LaunchFailed, free_port, wait_for
+from steelyard_local.processes import Home, LaunchFailed, wait_for
 
 OWNER = "steelyard"
 # A laptop's database may forget the last transactions of a power cut; a test's may too. Nobody's production uses this.
@@ -41,16 +41,19 @@ def start_postgres(home: Home, durable: bool = False) -> Postgres:
     uid, folder = _account(home)
     binaries = _binaries(folder, uid)
     data, secret = folder / "data", folder / "password"
-    if not (data / "PG_VERSION").exists():
-        shutil.rmtree(data, ignore_errors=True)
+    if not data.exists():
+        # Made beside its place and renamed: a start that was interrupted leaves nothing that looks like a database.
+        draft = folder / "data.new"
+        shutil.rmtree(draft, ignore_errors=True)
         secret.write_text(secrets.token_hex(16))
         if uid is not None:
             os.chown(secret, uid, -1)
         login = ["-U", OWNER, "-A", "scram-sha-256", "--pwfile", str(secret)]
-        _run([str(binaries / "initdb"), "-D", str(data), *login, "-E", "UTF8", "--locale=C", "--no-sync"], uid)
+        _run([str(binaries / "initdb"), "-D", str(draft), *login, "-E", "UTF8", "--locale=C", "--no-sync"], uid)
         secret.chmod(0o600)
+        draft.rename(data)
     settings = SETTINGS | ({"fsync": "on", "full_page_writes": "on"} if durable else {})
-    port = free_port()
+    port = home.port("postgres")
     argv = [str(binaries / "postgres"), "-D", str(data), "-h", "127.0.0.1", "-p", str(port), "-k", ""]
     argv += [word for name, value in settings.items() for word in ("-c", f"{name}={value}")]
     # SIGINT is Postgres' fast shutdown: clients are cut, data is kept.

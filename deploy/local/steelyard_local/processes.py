@@ -6,9 +6,10 @@ import shutil
 import signal
 import socket
 import subprocess
+import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -40,10 +41,13 @@ class Child:
             return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:])
         return ""
 
-    def stop(self, deadline: float = 20.0) -> int:
-        """Ask, wait, then kill: nothing may outlive the launcher."""
+    def ask(self) -> None:
         if self.alive():
             self.process.send_signal(self.stop_signal)
+
+    def stop(self, deadline: float = 30.0) -> int:
+        """Ask, wait, then kill: nothing may outlive the launcher. The wait is longer than a service's drain."""
+        self.ask()
         try:
             return self.process.wait(deadline)
         except subprocess.TimeoutExpired:
@@ -63,14 +67,17 @@ class Home:
     path: Path
     children: dict[str, Child] = field(default_factory=dict)
     scrap: list[Path] = field(default_factory=list)
+    closing: bool = False
+    # Kafka and Postgres are started by two threads, and a third may be stopping both.
+    _lock: threading.RLock = field(default_factory=threading.RLock, repr=False)
 
     @classmethod
     def fresh(cls, kind: str) -> "Home":
-        """A folder of its own for this process, after clearing away what dead launchers left."""
+        """A folder of its own, after clearing away what dead launchers left."""
         sweep()
-        path = LOCAL / "stacks" / f"{kind}-{os.getpid()}"
-        shutil.rmtree(path, ignore_errors=True)
-        return cls.at(path)
+        stacks = LOCAL / "stacks"
+        stacks.mkdir(parents=True, exist_ok=True)
+        return cls.at(Path(tempfile.mkdtemp(prefix=f"{kind}-{os.getpid()}-", dir=stacks)))
 
     @classmethod
     def at(cls, path: Path) -> "Home":
@@ -81,11 +88,26 @@ class Home:
 
     def record(self) -> None:
         """Written after every start and stop, renamed into place: a kill in between loses no pid but the newest."""
-        pids = {name: _identity(child.pid) for name, child in self.children.items() if child.alive()}
-        note = {"owner": _identity(os.getpid()), "pids": pids, "scrap": [str(p) for p in self.scrap]}
-        draft = self.path / "owner.json.new"
-        draft.write_text(json.dumps(note))
-        draft.replace(self.path / "owner.json")
+        with self._lock:
+            alive = {name: child for name, child in self.children.items() if child.alive()}
+            pids = {name: _identity(child.pid) | {"signal": child.stop_signal} for name, child in alive.items()}
+            note = {"owner": _identity(os.getpid()), "pids": pids, "scrap": [str(p) for p in self.scrap]}
+            draft = self.path / "owner.json.new"
+            draft.write_text(json.dumps(note))
+            draft.replace(self.path / "owner.json")
+
+    def port(self, name: str, preferred: int | None = None) -> int:
+        """The port it had before, where that one is still free: what is started again keeps its address."""
+        with self._lock:
+            note = self.path / "ports.json"
+            ports: dict[str, int] = json.loads(note.read_text()) if note.exists() else {}
+            wished = (preferred, ports.pop(name, None))
+            port = next((p for p in wished if p and p not in ports.values() and bindable(p)), 0) or free_port()
+            while port in ports.values():
+                port = free_port()
+            ports[name] = port
+            note.write_text(json.dumps(ports))
+            return port
 
     def start(
         self,
@@ -98,36 +120,59 @@ class Home:
         echo: Callable[[str, str], None] | None = None,
     ) -> Child:
         log = self.path / f"{name}.log"
-        # A session of its own: Ctrl-C reaches the launcher alone, which then stops its children in order.
-        with log.open("ab") as out:
-            process = subprocess.Popen(
-                list(argv),
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE if echo else out,
-                stderr=subprocess.STDOUT,
-                env=dict(env) if env is not None else None,
-                user=uid,
-                cwd="/" if uid is not None else None,
-                start_new_session=True,
-            )
-        child = Child(name, process, log, stop_signal)
-        self.children[name] = child
-        self.record()
+        with self._lock:
+            if self.closing:
+                raise LaunchFailed(f"{name} was not started: everything is being stopped.")
+            # A session of its own: Ctrl-C reaches the launcher alone, which then stops its children in order.
+            # A file, not a pipe: a launcher that is killed or suspended takes nobody's log away.
+            with log.open("ab") as out:
+                read_from = out.tell()
+                process = subprocess.Popen(
+                    list(argv),
+                    stdin=subprocess.DEVNULL,
+                    stdout=out,
+                    stderr=subprocess.STDOUT,
+                    env=dict(env) if env is not None else None,
+                    user=uid,
+                    cwd="/" if uid is not None else None,
+                    start_new_session=True,
+                )
+            child = self.children[name] = Child(name, process, log, stop_signal)
+            self.record()
         if echo:
-            threading.Thread(target=_copy, args=(child, echo), daemon=True).start()
+            threading.Thread(target=_follow, args=(child, read_from, echo), daemon=True).start()
         return child
 
     def stop(self, *names: str) -> None:
-        for name in names:
-            if child := self.children.pop(name, None):
-                child.stop()
-        self.record()
+        """All are asked before the first is waited for."""
+        with self._lock:
+            leaving = [self.children[name] for name in names if name in self.children]
+            for child in leaving:
+                child.ask()
+        for child in leaving:
+            child.stop()
+        self.forget(leaving)
+
+    def kill(self, *names: str) -> None:
+        """kill -9, as a crash would."""
+        leaving = [self.children[name] for name in names if name in self.children]
+        for child in leaving:
+            child.kill()
+        self.forget(leaving)
+
+    def forget(self, ended: Iterable[Child]) -> None:
+        with self._lock:
+            for child in ended:
+                if self.children.get(child.name) is child:
+                    del self.children[child.name]
+            self.record()
 
     def close(self, keep: bool = False) -> None:
         """Everything ends, the last started first; without `keep` the folder goes too."""
+        with self._lock:
+            self.closing = True
         for name in reversed(list(self.children)):
-            self.children[name].stop()
-        self.children.clear()
+            self.stop(name)
         if keep:
             self.record()
             return
@@ -157,7 +202,7 @@ def reap(note: Path, delete: bool = False) -> list[str]:
     left = {name: who for name, who in reversed(wrote["pids"].items()) if _is(who)}
     for who in left.values():
         with suppress(ProcessLookupError):
-            os.kill(who["pid"], signal.SIGINT if who.get("name") == "postgres" else signal.SIGTERM)
+            os.kill(who["pid"], who.get("signal", signal.SIGTERM))
     patience = time.monotonic() + 10
     while time.monotonic() < patience and any(_is(who) for who in left.values()):
         time.sleep(0.05)
@@ -179,6 +224,15 @@ def free_port() -> int:
         return port
 
 
+def bindable(port: int) -> bool:
+    """With the option that servers set themselves: connections that are fading away do not hold a port."""
+    with suppress(OSError), socket.socket() as s:
+        s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        s.bind(("127.0.0.1", port))
+        return True
+    return False
+
+
 def wait_for(fact: Callable[[], bool], what: str, child: Child | None = None, seconds: float = 60) -> None:
     deadline = time.monotonic() + seconds
     while not fact():
@@ -196,30 +250,39 @@ def listening(port: int) -> bool:
 
 
 @contextmanager
-def stopped_by_signals() -> Iterator[threading.Event]:
-    """SIGINT and SIGTERM set the event instead of tearing the launcher down in the middle of a start."""
+def stopped_by_signals() -> Iterator[None]:
+    """The first of SIGINT, SIGTERM and SIGHUP interrupts; later ones must not interrupt the stopping itself."""
     asked = threading.Event()
 
     def ask(number: int, frame: object) -> None:
-        asked.set()
-        raise KeyboardInterrupt
+        if not asked.is_set():
+            asked.set()
+            raise KeyboardInterrupt
 
-    before = {s: signal.signal(s, ask) for s in (signal.SIGINT, signal.SIGTERM)}
+    before = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    if before[signal.SIGHUP] is signal.SIG_IGN:  # nohup: meant to outlive its terminal
+        del before[signal.SIGHUP]
+    for s in before:
+        signal.signal(s, ask)
     try:
-        yield asked
+        yield
     finally:
         for s, handler in before.items():
             signal.signal(s, handler)
 
 
-def _copy(child: Child, echo: Callable[[str, str], None]) -> None:
-    stream = child.process.stdout
-    assert stream is not None
-    with child.log.open("ab") as log:
-        for line in stream:
-            log.write(line)
-            log.flush()
-            echo(child.name, line.decode(errors="replace").rstrip("\n"))
+def _follow(child: Child, read_from: int, echo: Callable[[str, str], None]) -> None:
+    """Line by line until the child has ended and everything it wrote was seen."""
+    with child.log.open("rb") as log:
+        log.seek(read_from)
+        rest, ended = b"", False
+        while not ended:
+            ended = not child.alive()
+            *lines, rest = (rest + log.read()).split(b"\n")
+            for line in lines + ([rest] if ended and rest else []):
+                echo(child.name, line.decode(errors="replace"))
+            if not ended:
+                time.sleep(0.1)
 
 
 def _identity(pid: int) -> dict[str, object]:

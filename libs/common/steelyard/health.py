@@ -26,7 +26,15 @@ class Health:
 
     def __init__(self, name: str, host: str, port: int, unwell: Unwell) -> None:
         self._name, self._unwell = name, unwell
-        config = uvicorn.Config(self._app, host=host, port=port, log_level="warning", access_log=False, lifespan="off")
+        config = uvicorn.Config(
+            self._app,
+            host=host,
+            port=port,
+            interface="asgi3",  # a bound method is taken for the two-step ASGI of old
+            log_config=None,
+            access_log=False,
+            lifespan="off",
+        )
         self._server = Server(config)
         self._task: asyncio.Task[None] | None = None
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from aiokafka.errors import KafkaError
 from aiokafka.structs import RecordMetadata
 
 from steelyard import telemetry
@@ -55,6 +56,13 @@ class Publisher:
     async def stop(self) -> None:
         if self._producer is not None:
             await self._producer.stop()
+
+    async def unwell(self) -> str | None:
+        try:
+            await asyncio.wait_for(self._producer.client.fetch_all_metadata(), 2)
+        except (KafkaError, TimeoutError) as e:
+            return f"Kafka does not answer: {type(e).__name__}"
+        return None
 
     async def publish(self, events: Iterable[Event]) -> list[RecordMetadata]:
         """All at once, then one wait for all: awaiting each send would pay the linger for every message."""

@@ -41,7 +41,7 @@ class Part(Protocol):
 
     async def stop(self) -> None: ...
 
-    def unwell(self) -> str | None: ...
+    async def unwell(self) -> str | None: ...
 
 
 class Publish(Generic[E]):
@@ -115,9 +115,11 @@ class Service:
         self.flows.append(flow)
         return flow
 
-    async def run(self, settings: Settings, cluster: Cluster, outbox: Relay | None = None) -> None:
-        """Until SIGTERM or until it cannot go on; then everything in flight is finished or handed back."""
-        await _Running(self, settings, cluster, outbox).until_stopped()
+    async def run(
+        self, settings: Settings, cluster: Cluster, outbox: Relay | None = None, stop: "asyncio.Event | None" = None
+    ) -> None:
+        """Until SIGTERM (or `stop`) or until it cannot go on; then everything in flight is finished or handed back."""
+        await _Running(self, settings, cluster, outbox).until_stopped(stop or _stopped_by_signal())
 
 
 class _Running:
@@ -131,13 +133,9 @@ class _Running:
         self._failure: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._started: list[Callable[[], Awaitable[None]]] = []
         self._broker: KafkaBroker | None = None
-        self._seen_by_group: dict[str, Any] = {}
         self._ready = False
 
-    async def until_stopped(self) -> None:
-        stop = asyncio.Event()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    async def until_stopped(self, stop: "asyncio.Event") -> None:
         health = Health(self._service.name, self._settings.http_host, self._settings.http_port, self._unwell)
         await health.start()
         starting = asyncio.create_task(self._start())
@@ -315,23 +313,13 @@ class _Running:
         if not self._ready:
             return "starting"
         for part in (*self._windows, *self._service.parts):
-            if why := part.unwell():
+            if why := await part.unwell():
                 return why
         if self._broker is not None:
             for subscriber in self._broker.subscribers:
-                consumer = getattr(subscriber, "consumer", None)
-                if consumer is None or not consumer.assignment():
-                    others = self._settings_allow_idle(consumer)
-                    if not others:
-                        return "waiting for an assignment"
-            if not await self._broker.ping(2.0):
-                return "Kafka does not answer"
-        return None
-
-    def _settings_allow_idle(self, consumer: Any) -> bool:
-        """More processes than partitions: the spare ones are ready too, their turn comes when one leaves."""
-        coordinator = getattr(consumer, "_coordinator", None)
-        return bool(coordinator is not None and getattr(coordinator, "generation", -1) > 0)
+                if not _joined(getattr(subscriber, "consumer", None)):
+                    return "waiting for an assignment"
+        return await self._publisher.unwell()
 
 
 def main(name: str, settings: Settings, build: Callable[[], Awaitable[None]]) -> None:
@@ -346,8 +334,23 @@ def main(name: str, settings: Settings, build: Callable[[], Awaitable[None]]) ->
         sys.exit(130)
 
 
+def _stopped_by_signal() -> asyncio.Event:
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    return stop
+
+
 async def _await(build: Callable[[], Awaitable[None]]) -> None:
     await build()
+
+
+def _joined(consumer: Any) -> bool:
+    """With more processes than partitions the spare ones are ready too: their turn comes when one leaves."""
+    if consumer is None:
+        return False
+    coordinator = getattr(consumer, "_coordinator", None)
+    return bool(consumer.assignment()) or getattr(coordinator, "generation", -1) > 0
 
 
 async def _as_it_is(message: KafkaMessage) -> KafkaMessage:

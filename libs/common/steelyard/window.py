@@ -97,7 +97,7 @@ class Window(ConsumerRebalanceListener):  # type: ignore[misc]
     def in_flight(self) -> int:
         return len(self._tasks)
 
-    def unwell(self) -> str | None:
+    async def unwell(self) -> str | None:
         """Why this consumer is not ready, if it is not."""
         if self._moving:
             return "waiting for an assignment"

@@ -1,1 +1,1 @@
-
+"""Everything that becomes true because results arrived."""

@@ -1,1 +1,1 @@
-
+"""Everything that costs tokens."""

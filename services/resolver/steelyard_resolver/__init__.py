@@ -1,1 +1,1 @@
-
+"""What a run means, and when its work is released."""

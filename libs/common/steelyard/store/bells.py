@@ -26,7 +26,7 @@ class Bells:
             with suppress(asyncio.CancelledError):
                 await self._task
 
-    def unwell(self) -> str | None:
+    async def unwell(self) -> str | None:
         return None
 
     async def _listen(self) -> None:

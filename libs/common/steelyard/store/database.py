@@ -1,6 +1,6 @@
 """The pool, and a transaction: every verb of the store takes one first."""
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 from uuid import UUID
@@ -29,7 +29,7 @@ class Database:
             max_overflow=0,
             pool_timeout=10,
             pool_pre_ping=True,
-            json_serializer=lambda v: orjson.dumps(v).decode(),
+            json_serializer=dumps,
             json_deserializer=orjson.loads,
             connect_args={"timeout": 5, "server_settings": {"application_name": "steelyard"}},
         )
@@ -54,12 +54,13 @@ class Database:
     async def stop(self) -> None:
         await self._engine.dispose()
 
-    def unwell(self) -> str | None:
+    async def unwell(self) -> str | None:
+        try:
+            async with self.begin() as tx:
+                await tx.execute(text("SELECT 1"))
+        except (exc.SQLAlchemyError, asyncpg.PostgresError, OSError) as e:
+            return f"the database does not answer: {reason(e)}"
         return None
-
-    async def ping(self) -> None:
-        async with self.begin() as tx:
-            await tx.execute(text("SELECT 1"))
 
 
 _ENTER = text("SELECT set_config('steelyard.project', :project, true)")
@@ -93,12 +94,11 @@ def temporary(error: BaseException) -> bool:
 
 
 def dumps(value: Any) -> str:
-    return orjson.dumps(value).decode()
+    return orjson.dumps(value, default=_plain).decode()
 
 
-def loads(value: Any) -> Any:
-    return orjson.loads(value) if isinstance(value, str | bytes) else value
-
-
-def row(mapping: Mapping[Any, Any]) -> dict[str, Any]:
-    return {str(k): v for k, v in mapping.items()}
+def _plain(value: Any) -> str:
+    """asyncpg's ids are a kind of UUID that orjson does not know."""
+    if isinstance(value, UUID):
+        return str(value)
+    raise TypeError(f"{type(value).__name__} is no JSON")

@@ -10,7 +10,8 @@ from sqlalchemy import text
 
 from steelyard import telemetry
 from steelyard.events import Event
-from steelyard.store.database import Database, Tx, dumps, loads, reason
+from steelyard.store.bells import Bells
+from steelyard.store.database import Database, Tx, dumps, reason
 
 log = logging.getLogger(__name__)
 E = TypeVar("E", bound=Event)
@@ -40,10 +41,19 @@ class Relay:
     commit out of the order of their ids, and that would lose rows.
     """
 
-    def __init__(self, database: Database, bell: asyncio.Event, poll_seconds: float = 1.0, page: int = 200) -> None:
-        self._database, self._bell, self._poll_seconds, self._page = database, bell, poll_seconds, page
+    def __init__(self, database: Database, poll_seconds: float = 1.0, page: int = 200) -> None:
+        self._database, self._poll_seconds, self._page = database, poll_seconds, page
+        self._bell = asyncio.Event()
 
     async def run(self, sender: Sender) -> None:
+        bells = Bells(self._database.url, {CHANNEL: self._bell})
+        await bells.start()
+        try:
+            await self._forever(sender)
+        finally:
+            await bells.stop()
+
+    async def _forever(self, sender: Sender) -> None:
         while True:
             try:
                 while await self.turn(sender) == self._page:
@@ -61,7 +71,7 @@ class Relay:
             if rows:
                 rows = sorted(rows, key=lambda r: r.id)
                 messages = [
-                    (r.topic, bytes(r.key), bytes(r.value), [(k, v.encode()) for k, v in loads(r.headers).items()])
+                    (r.topic, bytes(r.key), bytes(r.value), [(k, v.encode()) for k, v in r.headers.items()])
                     for r in rows
                 ]
                 # Locks are held while the broker answers: without a deadline its outage would hold them for ever.

@@ -172,6 +172,7 @@ class Run(SQLModel, table=True):
     total_targets: int = _count()
     evaluated_count: int = _count()
     failed_count: int = _count()
+    settled_count: int = _count()
     left: int = _count(1)
     held: bool = Field(default=True, sa_column_kwargs={"server_default": text("true")})
     snapshot: str = _text()
@@ -199,6 +200,7 @@ class Pair(SQLModel, table=True):
     __tablename__ = "pairs"
     __table_args__ = (
         Index("pairs_owed", "run_id", "available_at", "trace_id", "metric", postgresql_where=text("status = 'owed'")),
+        Index("pairs_undeliverable", "run_id", postgresql_where=text("status = 'owed' AND redispatches > 5")),
         Index("pairs_dispatched", "run_id", "dispatched_at", postgresql_where=text("status = 'dispatched'")),
     )
 

@@ -1,0 +1,67 @@
+"""A filter is a value with two readings: SQL over the traces table, and in memory over a trace."""
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+from sqlalchemy import ColumnElement, func
+from sqlmodel import col
+
+from steelyard.store.tables import TraceRow
+from steelyard.traces import Trace, TraceStatus
+
+
+class TraceFilters(BaseModel):
+    """Which traces a run means. `date_to` is exclusive, tags match any, `%` and `_` in a name are literal."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    date_from: datetime | None = Field(None, description="traces that started at this time or later")
+    date_to: datetime | None = Field(None, description="traces that started before this time")
+    status: TraceStatus | None = None
+    session_id: str | None = None
+    user_id: str | None = None
+    tags: tuple[str, ...] | None = Field(None, description="traces with any of these tags")
+    name: str | None = Field(None, description="part of the trace's name, in any case")
+
+    @field_validator("date_from", "date_to")
+    @classmethod
+    def _in_utc(cls, when: datetime | None) -> datetime | None:
+        """A time without a zone is UTC, as everywhere in the API."""
+        if when is None:
+            return None
+        return when.replace(tzinfo=UTC) if when.tzinfo is None else when.astimezone(UTC)
+
+    def sql(self) -> Sequence[ColumnElement[bool]]:
+        found: list[ColumnElement[bool]] = []
+        if self.date_from is not None:
+            found.append(col(TraceRow.started_at) >= self.date_from)
+        if self.date_to is not None:
+            found.append(col(TraceRow.started_at) < self.date_to)
+        for column, wanted in (
+            (col(TraceRow.status), self.status.value if self.status else None),
+            (col(TraceRow.session_id), self.session_id),
+            (col(TraceRow.user_id), self.user_id),
+        ):
+            if wanted is not None:
+                found.append(column == wanted)
+        if self.tags:
+            found.append(TraceRow.__table__.c.tags.overlap(list(self.tags)))  # type: ignore[attr-defined]
+        if self.name is not None:
+            found.append(func.strpos(func.lower(col(TraceRow.name)), func.lower(self.name)) > 0)
+        return found
+
+    def matches(self, trace: Trace) -> bool:
+        return (
+            (self.date_from is None or trace.started_at >= self.date_from)
+            and (self.date_to is None or trace.started_at < self.date_to)
+            and (self.status is None or trace.status == self.status)
+            and (self.session_id is None or trace.session_id == self.session_id)
+            and (self.user_id is None or trace.user_id == self.user_id)
+            and (not self.tags or bool(set(self.tags) & set(trace.tags)))
+            and (self.name is None or self.name.lower() in trace.name.lower())
+        )
+
+    def as_json(self) -> dict[str, object]:
+        """Only what was set: an empty filter is an empty object."""
+        return self.model_dump(mode="json", exclude_none=True)

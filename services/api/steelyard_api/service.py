@@ -1,0 +1,48 @@
+"""The API as a service: for the map, and for what its process does beside answering."""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+
+from steelyard.kafka import Cluster, Publisher
+from steelyard.service import Service
+from steelyard.store.database import Database
+from steelyard.store.outbox import Relay
+from steelyard_api.runs import announce
+
+log = logging.getLogger(__name__)
+
+
+def service() -> Service:
+    described = Service("api")
+    described.writes(announce)
+    return described
+
+
+@asynccontextmanager
+async def relaying(cluster: Cluster, database: Database) -> AsyncIterator[None]:
+    """Requests never wait for Kafka; the relay does, for as long as it takes."""
+    task = asyncio.create_task(_relay(cluster, database))
+    try:
+        yield
+    finally:
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
+
+
+async def _relay(cluster: Cluster, database: Database) -> None:
+    publisher = Publisher(cluster)
+    while True:
+        try:
+            await publisher.start()
+            break
+        except Exception as e:
+            log.warning("api: waiting for Kafka: %s", e)
+            await publisher.stop()
+            await asyncio.sleep(1.0)
+    try:
+        await Relay(database).run(publisher)
+    finally:
+        await publisher.stop()

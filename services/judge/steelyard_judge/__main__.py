@@ -1,0 +1,28 @@
+"""`python -m steelyard_judge`."""
+
+from steelyard.metrics import CATALOGUE
+from steelyard.service import main
+from steelyard.settings import from_environment
+from steelyard.store.database import Database
+from steelyard.topics import cluster_of_settings
+from steelyard_judge.dialogue import scoring
+from steelyard_judge.embeddings import ApiEmbedder, Embedder, LocalEmbedder
+from steelyard_judge.handlers import judge
+from steelyard_judge.model import Gateway
+
+
+async def run() -> None:
+    settings, cluster = from_environment(), cluster_of_settings()
+    database = Database(settings.worker_database_url.get_secret_value(), settings.database_pool)
+    gateway = Gateway(settings)
+    model = settings.embedding_model
+    local = model is None or model.startswith("local/")
+    embedder: Embedder = LocalEmbedder(model) if local else ApiEmbedder(gateway, str(model))
+    score = scoring(gateway, embedder, CATALOGUE, settings.deployment_secret.get_secret_value())
+    service = judge(settings.judge_slots, database, score)
+    service.parts += [gateway, embedder]
+    await service.run(settings, cluster)
+
+
+if __name__ == "__main__":
+    main("judge", from_environment(), run)

@@ -1,0 +1,120 @@
+"""Drives a metric's conversation to its end, with whoever answers, and says who that was."""
+
+import hashlib
+import hmac
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, Protocol
+
+from steelyard.errors import Later
+from steelyard.metrics.judging import Case, Embed, Metric, NotScored, Question, Reply, Score, metadata_of
+from steelyard.metrics.rules import JUDGE, rule
+from steelyard.providers import RULES
+from steelyard.traces import Trace
+from steelyard_judge.embeddings import Embedder
+from steelyard_judge.model import Gateway, Unanswered, Usage
+
+LONGEST = 8000
+
+
+class Answerer(Protocol):
+    """Who answers the questions of one conversation; `judge` is what the score says about them afterwards."""
+
+    async def answer(self, question: Question) -> Reply: ...
+
+    def judge(self) -> dict[str, Any]: ...
+
+
+class Rules:
+    def __init__(self) -> None:
+        self._fired: list[str] = []
+
+    async def answer(self, question: Question) -> Reply:
+        ruling = rule(question.case, question.reply)
+        if ruling is None:
+            raise Unanswered(f"{RULES} has no rules for this metric", dict(JUDGE))
+        self._fired += ruling.fired
+        return ruling.reply
+
+    def judge(self) -> dict[str, Any]:
+        return {**JUDGE, "rules_fired": self._fired}
+
+
+class Model:
+    def __init__(self, gateway: Gateway, model: str) -> None:
+        self._gateway, self._model, self._usage = gateway, model, Usage()
+
+    async def answer(self, question: Question) -> Reply:
+        return await self._gateway.ask(question, self._model, self._usage)
+
+    def judge(self) -> dict[str, Any]:
+        return {"kind": "llm", "model": self._model, **self._usage.as_json()}
+
+
+def case_of(trace: Trace, secret: str) -> Case:
+    """Boundary and nonce derive from the content and a secret: the record's author cannot guess them, and the same
+    record makes the same prompt again."""
+    what = f"{trace.project_id}/{trace.trace_id}/{trace.version}".encode()
+    mark = hmac.new(secret.encode(), what, hashlib.sha256).hexdigest()
+    return Case(trace, boundary=f"record-{mark[:16]}", nonce=mark[16:28])
+
+
+async def converse(metric: Metric, case: Case, answerer: Answerer, embedder: Embedder) -> Score | NotScored:
+    asked_judge = False
+    talk = metric.judging(case)
+    answer: Any = None
+    try:
+        while True:
+            asked: Question | Embed = talk.send(answer)
+            if isinstance(asked, Embed):
+                answer = await embedder.embed(asked.texts)
+            else:
+                asked_judge, answer = True, await answerer.answer(asked)
+    except StopIteration as end:
+        result: Score | NotScored = end.value
+        judge = answerer.judge() if asked_judge else {}
+    except Unanswered as e:
+        result = NotScored(e.reason, {"reply": e.reply} if e.reply else {})
+        judge = dict(e.judge)
+    finally:
+        talk.close()
+    return _told(metric, case, result, judge, asked_judge)
+
+
+def _told(
+    metric: Metric, case: Case, result: Score | NotScored, judge: Mapping[str, Any], asked: bool
+) -> Score | NotScored:
+    told = metadata_of(metric, result) | ({"judge": dict(judge)} if judge else {})
+    if asked and case.rendering.cut:
+        told["rendering"] = case.rendering.cut
+    if asked and case.rendering.suspected:
+        told["injection_suspected"] = list(case.rendering.suspected)
+    return replace(result, reason=clipped(result.reason, 2000), metadata=_clipped(told))
+
+
+def _clipped(value: Any) -> Any:
+    """Visibly: an outcome travels in one message, and a reader must see that something is missing."""
+    if isinstance(value, str):
+        return clipped(value, LONGEST)
+    if isinstance(value, dict):
+        return {k: _clipped(v) for k, v in list(value.items())[:200]}
+    if isinstance(value, list | tuple):
+        return [_clipped(v) for v in value[:200]]
+    return value
+
+
+def clipped(text: str, size: int) -> str:
+    return text if len(text) <= size else f"{text[: size - 30]} …{len(text) - size + 30} characters cut…"
+
+
+def scoring(gateway: Gateway, embedder: Embedder, catalogue: Mapping[str, Metric], secret: str) -> Any:
+    """The judge's scorer: a metric of a trace by the run's judge."""
+
+    async def score(metric: str, trace: Trace, model: str) -> Score | NotScored:
+        found = catalogue.get(metric)
+        if found is None:
+            raise Later(f"this judge does not know the metric {metric} yet", after=30)
+        answerer: Answerer = Rules() if model == RULES else Model(gateway, model)
+        return await converse(found, case_of(trace, secret), answerer, embedder)
+
+    return score

@@ -1,0 +1,125 @@
+"""A job is one trace and the metrics it still owes to one run; each pair's outcome is published as it becomes known."""
+
+import asyncio
+import logging
+import random
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from datetime import datetime, timedelta
+from uuid import UUID
+
+from steelyard.clock import Clock, utc_now
+from steelyard.errors import Later
+from steelyard.events import Oversize, Owed, TraceDeferred, TraceJob, TraceScored
+from steelyard.metrics.judging import NotScored, Score
+from steelyard.runs import GONE
+from steelyard.service import Service
+from steelyard.store.database import Database, reason, temporary
+from steelyard.traces import Trace
+from steelyard_judge.lookup import Lookup
+
+log = logging.getLogger(__name__)
+# One metric of one trace by one judge. Raises Later when it may be asked again.
+Scorer = Callable[[str, Trace, str], Awaitable[Score | NotScored]]
+Outcome = TraceScored | TraceDeferred
+
+
+def judge(slots: int, database: Database, score: Scorer, clock: Clock = utc_now) -> Service:
+    """Writes nothing but events: what was decided becomes true in the aggregator."""
+    service = Service("judge")
+    service.parts.append(database)
+    lookup = Lookup(database)
+    conversations = asyncio.Semaphore(slots)
+    under_way: dict[tuple[UUID, UUID, str], asyncio.Event] = {}
+
+    @service.window(slots)
+    async def judge_trace(job: TraceJob) -> AsyncIterator[TraceScored | TraceDeferred]:
+        """Settled pairs are skipped: a redelivery costs a look-up and no call."""
+        wanted = await lookup.wanted(job.run_id, job.trace_id)
+        owed = [o for o in job.owed if o.metric in wanted]
+        if not owed:
+            return
+        trace = await lookup.trace(job.trace_id)
+        if trace is None:
+            for o in owed:
+                yield _scored(job, o, NotScored(GONE), None)
+            return
+        async for outcome in _as_they_come(_pair(job, o, trace) for o in owed):
+            if outcome is not None:
+                yield outcome
+
+    async def _pair(job: TraceJob, owed: Owed, trace: Trace) -> Outcome | None:
+        """One conversation at a time for a pair, also when its job was delivered twice: the first one answers."""
+        key = (job.run_id, job.trace_id, owed.metric)
+        if key in under_way:
+            await under_way[key].wait()
+            return None
+        under_way[key] = asyncio.Event()
+        try:
+            async with conversations:
+                # Asked when the slot opens, not when the job was fetched: minutes may lie between.
+                if owed.metric not in await lookup.wanted(job.run_id, job.trace_id):
+                    return None
+                return await _converse(job, owed, trace)
+        finally:
+            under_way.pop(key).set()
+
+    async def _converse(job: TraceJob, owed: Owed, trace: Trace) -> Outcome:
+        try:
+            return _scored(job, owed, await score(owed.metric, trace, job.model), trace)
+        except Later as e:
+            return _deferred(job, owed, str(e), clock() + timedelta(seconds=e.after or _pause(owed.attempt)))
+        except Exception as e:
+            if temporary(e):
+                return _deferred(job, owed, reason(e), clock() + timedelta(seconds=_pause(owed.attempt)))
+            # A bug of one metric ends its own pair and no other.
+            log.exception("%s of trace %s", owed.metric, job.trace_id)
+            return _scored(job, owed, NotScored(f"internal error: {type(e).__name__}"), trace)
+
+    return service
+
+
+def _scored(job: TraceJob, owed: Owed, answer: Score | NotScored, trace: Trace | None) -> TraceScored:
+    outcome = TraceScored(
+        run_id=job.run_id,
+        project_id=job.project_id,
+        target=job.target,
+        trace_id=job.trace_id,
+        metric=owed.metric,
+        value=answer.value if isinstance(answer, Score) else None,
+        reason=answer.reason,
+        metadata=answer.metadata,
+        trace_version=trace.version if trace else None,
+    )
+    try:
+        outcome.encode()
+    except Oversize:
+        return outcome.model_copy(update={"value": None, "reason": "result too large", "metadata": {}})
+    return outcome
+
+
+def _deferred(job: TraceJob, owed: Owed, why: str, until: datetime) -> TraceDeferred:
+    return TraceDeferred(
+        run_id=job.run_id,
+        project_id=job.project_id,
+        target=job.target,
+        trace_id=job.trace_id,
+        metric=owed.metric,
+        dispatch_no=owed.dispatch_no,
+        until=until,
+        reason=why[:500],
+    )
+
+
+async def _as_they_come(works: Iterable[Awaitable[Outcome | None]]) -> AsyncIterator[Outcome | None]:
+    tasks = [asyncio.ensure_future(w) for w in works]
+    try:
+        for done in asyncio.as_completed(tasks):
+            yield await done
+    finally:
+        for task in tasks:
+            task.cancel()
+
+
+def _pause(attempt: int) -> float:
+    """1, 2, 4 … 60 seconds, in the ledger and not in a slot."""
+    return float(min(60, 2 ** min(attempt, 6)) * random.uniform(0.75, 1.25))

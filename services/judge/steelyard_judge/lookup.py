@@ -1,0 +1,84 @@
+"""What a judge reads from the database, many questions in one query."""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Generic, TypeVar
+from uuid import UUID
+
+from steelyard.store import ledger, traces
+from steelyard.store.database import Database
+from steelyard.traces import Trace
+
+K = TypeVar("K")
+V = TypeVar("V")
+GATHER_SECONDS = 0.004
+FRESH_SECONDS = 0.25
+
+
+class Batched(Generic[K, V]):
+    """Questions that arrive within a few milliseconds are asked together: hundreds of jobs begin at once."""
+
+    def __init__(self, ask: Callable[[Sequence[K]], Awaitable[dict[K, V]]], most: int) -> None:
+        self._ask, self._most = ask, most
+        self._waiting: dict[K, asyncio.Future[V | None]] = {}
+        self._turn: asyncio.Task[None] | None = None
+
+    async def get(self, key: K) -> V | None:
+        if key not in self._waiting:
+            self._waiting[key] = asyncio.get_running_loop().create_future()
+            self._turn = self._turn or asyncio.create_task(self._soon())
+        # Shielded: one of several who wait for an answer may be cancelled without taking it from the others.
+        return await asyncio.shield(self._waiting[key])
+
+    async def _soon(self) -> None:
+        await asyncio.sleep(GATHER_SECONDS)
+        self._turn = None
+        waiting, self._waiting = self._waiting, {}
+        keys = list(waiting)
+        for some in (keys[i : i + self._most] for i in range(0, len(keys), self._most)):
+            try:
+                found = await self._ask(some)
+            except Exception as e:
+                for key in some:
+                    waiting[key].set_exception(e)
+                    waiting[key].exception()  # retrieved: its waiter may be gone
+            else:
+                for key in some:
+                    waiting[key].set_result(found.get(key))
+
+
+class Lookup:
+    """Which pairs are still wanted, remembered for a moment; and traces, never remembered: they change."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._wanted: Batched[tuple[UUID, UUID], frozenset[str]] = Batched(self._ask_wanted, most=500)
+        self._traces: Batched[UUID, Trace] = Batched(self._ask_traces, most=50)
+        self._known: dict[tuple[UUID, UUID], tuple[float, frozenset[str]]] = {}
+
+    async def wanted(self, run_id: UUID, trace_id: UUID) -> frozenset[str]:
+        """Metrics of the trace whose pairs exist, are not settled, and whose run is not stopping."""
+        key, now = (run_id, trace_id), time.monotonic()
+        if key in self._known and now - self._known[key][0] < FRESH_SECONDS:
+            return self._known[key][1]
+        found = await self._wanted.get(key) or frozenset()
+        if len(self._known) > 5000:
+            self._known.clear()
+        self._known[key] = (time.monotonic(), found)
+        return found
+
+    async def trace(self, trace_id: UUID) -> Trace | None:
+        return await self._traces.get(trace_id)
+
+    async def _ask_wanted(self, keys: Sequence[tuple[UUID, UUID]]) -> dict[tuple[UUID, UUID], frozenset[str]]:
+        async with self._database.begin() as tx:
+            found = await ledger.wanted(tx, keys)
+        by_key: dict[tuple[UUID, UUID], set[str]] = {k: set() for k in keys}
+        for run_id, trace_id, metric in found:
+            by_key[run_id, trace_id].add(metric)
+        return {k: frozenset(metrics) for k, metrics in by_key.items()}
+
+    async def _ask_traces(self, ids: Sequence[UUID]) -> dict[UUID, Trace]:
+        async with self._database.begin() as tx:
+            return await traces.load(tx, ids)

@@ -1,0 +1,274 @@
+"""The gateway to models: litellm, imported here alone and when first needed, with one retry layer: the ledger."""
+
+import asyncio
+import contextlib
+import hashlib
+import logging
+import os
+import re
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from email.utils import parsedate_to_datetime
+from types import ModuleType
+from typing import Any
+
+import orjson
+from pydantic import ValidationError
+
+from steelyard.clock import utc_now
+from steelyard.errors import Later
+from steelyard.metrics.judging import Question, Reply
+from steelyard.providers import provider_of
+from steelyard.settings import Settings
+
+log = logging.getLogger(__name__)
+# From strict to lax; what a model refuses is remembered, and not tried again with it.
+LADDER = ("schema", "json", "text")
+_SECRET = re.compile(r"(sk|key|token|bearer|api)[-_ :=\"'a-z]*[A-Za-z0-9_\-]{12,}", re.IGNORECASE)
+
+
+class Unanswered(Exception):
+    """No usable answer, and asking again would bring none: becomes *not scored, because …*."""
+
+    def __init__(self, reason: str, judge: Mapping[str, Any], reply: str | None = None) -> None:
+        super().__init__(reason)
+        self.reason, self.judge, self.reply = reason, judge, reply
+
+
+@dataclass
+class Usage:
+    """What a conversation cost. `cost` is None as soon as one price is unknown: unknown is not free."""
+
+    calls: int = 0
+    input_tokens: int = 0
+    output_tokens: int = 0
+    cached_tokens: int = 0
+    cost: float | None = 0.0
+    seconds: float = 0.0
+
+    def as_json(self) -> dict[str, Any]:
+        cost = None if self.cost is None else round(self.cost, 8)
+        return {**self.__dict__, "cost": cost, "seconds": round(self.seconds, 3)}
+
+
+@dataclass
+class Gate:
+    """Closed by a 429 until the time its answer named: nothing is sent to that provider before."""
+
+    until: float = 0.0
+    why: str = ""
+
+
+@dataclass
+class Gateway:
+    settings: Settings
+    _rung: dict[str, int] = field(default_factory=dict)
+    _gates: dict[str, Gate] = field(default_factory=dict)
+    _litellm: ModuleType | None = None
+    _session: Any = None
+
+    async def start(self) -> None:
+        pass
+
+    async def stop(self) -> None:
+        if self._session is not None:
+            await self._session.close()
+
+    async def unwell(self) -> str | None:
+        return None
+
+    async def ask(self, question: Question, model: str, usage: Usage) -> Reply:
+        """One question, one validated answer; a reply that cannot be read is asked for once more."""
+        said, problem = "", ""
+        for _ in range(2):
+            said = await self._complete(question, model, usage)
+            try:
+                return _read(said, question)
+            except ValueError as e:
+                problem = str(e)
+        raise Unanswered(f"the judge's reply cannot be used: {problem}", self._judge(model, usage), said[:2000])
+
+    async def embed(self, model: str, texts: Sequence[str]) -> tuple[Sequence[float], ...]:
+        answer = await self._call("aembedding", model, Usage(), input=list(texts))
+        rows = sorted(answer.data, key=lambda d: d["index"])
+        if len(rows) != len(texts):
+            raise ValueError("not one vector for each text")
+        return tuple(tuple(float(x) for x in row["embedding"]) for row in rows)
+
+    def _judge(self, model: str, usage: Usage) -> dict[str, Any]:
+        return {"kind": "llm", "model": model, **usage.as_json()}
+
+    async def _complete(self, question: Question, model: str, usage: Usage) -> str:
+        s = self.settings
+        messages = [{"role": "system", "content": question.system}, {"role": "user", "content": question.prompt}]
+        more: dict[str, Any] = {"messages": messages, "max_tokens": s.judge_max_tokens}
+        if s.judge_temperature is not None:
+            more["temperature"] = s.judge_temperature
+        while True:
+            rung = self._rung.get(model, 0)
+            try:
+                answer = await self._call("acompletion", model, usage, **more, **_format(LADDER[rung], question.reply))
+            except _FormatRefused:
+                if rung + 1 == len(LADDER):
+                    raise Unanswered("the model refuses the request", self._judge(model, usage)) from None
+                self._rung[model] = max(self._rung.get(model, 0), rung + 1)
+                log.info("%s refuses response_format %s; from now on: %s", model, LADDER[rung], LADDER[rung + 1])
+                continue
+            choice = answer.choices[0]
+            if choice.finish_reason == "length":
+                raise Unanswered("the judge's reply was cut off (JUDGE_MAX_TOKENS)", self._judge(model, usage))
+            if getattr(choice.message, "refusal", None) or choice.finish_reason == "content_filter":
+                raise Unanswered("the judge refused to answer", self._judge(model, usage), str(choice.message.refusal))
+            return choice.message.content or ""
+
+    async def _call(self, verb: str, model: str, usage: Usage, **more: Any) -> Any:
+        gate = self._gates.setdefault(self._account(model), Gate())
+        if (wait := gate.until - time.monotonic()) > 0:
+            raise Later(gate.why, after=wait + 0.1)
+        litellm = await self._library()
+        began = time.perf_counter()
+        usage.calls += 1
+        try:
+            answer = await asyncio.wait_for(
+                getattr(litellm, verb)(**self._route(model), **self._manners(verb), **more),
+                self.settings.judge_call_seconds,
+            )
+        except TimeoutError as e:
+            raise Later(f"{model} did not answer within {self.settings.judge_call_seconds:.0f} s") from e
+        except Exception as e:
+            raise self._meaning(e, model, gate, usage, bool(more.get("response_format"))) from None
+        finally:
+            usage.seconds += time.perf_counter() - began
+        _count(litellm, answer, model, usage)
+        return answer
+
+    def _manners(self, verb: str) -> dict[str, Any]:
+        """By default one 429 became three requests and fourteen seconds of a blocked slot."""
+        seconds = self.settings.judge_call_seconds
+        manners: dict[str, Any] = {"num_retries": 0, "max_retries": 0, "timeout": seconds, "drop_params": True}
+        return manners | ({"shared_session": self._session} if verb == "acompletion" else {})
+
+    def _route(self, model: str) -> dict[str, Any]:
+        """Models of our own address speak OpenAI's wire, whatever they are called."""
+        s = self.settings
+        provider = provider_of(model)
+        if s.judge_base_url and (provider is None or provider.key == "openai"):
+            key = s.judge_api_key.get_secret_value() if s.judge_api_key else os.environ.get("OPENAI_API_KEY", "none")
+            name = model if model.startswith("openai/") else f"openai/{model}"
+            return {"model": name, "api_base": s.judge_base_url, "api_key": key}
+        if provider and not model.startswith(provider.prefixes):
+            return {"model": f"{provider.key}/{model}"}
+        return {"model": model}
+
+    def _account(self, model: str) -> str:
+        """Limits belong to a provider's key."""
+        route = self._route(model)
+        return f"{route['model'].split('/')[0]} {hashlib.sha256(str(route.get('api_key')).encode()).hexdigest()[:12]}"
+
+    def _meaning(self, e: Exception, model: str, gate: Gate, usage: Usage, formatted: bool) -> Exception:
+        """A provider's error as one of few words. Its text may quote our key or the judged text, so little of it stays."""
+        status = getattr(e, "status_code", None)
+        kind, said = type(e).__name__, _SECRET.sub("…", str(e))[:300]
+        judge = self._judge(model, usage)
+        quota = "insufficient_quota" in str(e) or "billing" in str(e).lower()
+        if status == 429 and not quota:
+            wait = _retry_after(e)
+            gate.until, gate.why = time.monotonic() + wait, f"{model} is rate limited"
+            return Later(gate.why, after=wait)
+        if quota:
+            return Unanswered(f"the quota of {model} is exhausted", judge)
+        if kind == "ContextWindowExceededError":
+            return Unanswered("the trace is too large for the model", judge)
+        if kind in ("Timeout", "APIConnectionError") or status is None or status == 408 or status >= 500:
+            return Later(f"{model} is not reachable ({kind})")
+        if status == 400 and formatted and re.search(r"response_format|json_schema|json mode", str(e), re.IGNORECASE):
+            return _FormatRefused()
+        if status in (401, 403):
+            return Unanswered(f"{model} refuses the key (status {status})", judge)
+        return Unanswered(f"{model} refuses the request (status {status}: {said})", judge)
+
+    async def _library(self) -> ModuleType:
+        if self._litellm is None:
+            os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")  # no fetch when it is imported
+            os.environ.setdefault("LITELLM_LOG", "ERROR")
+            litellm: Any = await asyncio.to_thread(_imported)
+            if self._litellm is None:
+                import aiohttp
+
+                litellm.suppress_debug_info = True
+                litellm.telemetry = False
+                # httpx collapses above a hundred connections; aiohttp does not.
+                self._session = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0))
+                self._litellm = litellm
+        return self._litellm
+
+
+class _FormatRefused(Exception):
+    pass
+
+
+def _imported() -> ModuleType:
+    import litellm  # two seconds and 157 MB: only the judge pays, and only when a model is asked
+
+    module: ModuleType = litellm
+    return module
+
+
+def _format(rung: str, reply: type[Reply]) -> dict[str, Any]:
+    if rung == "schema":
+        schema = {"name": reply.__name__, "schema": reply.model_json_schema(), "strict": False}
+        return {"response_format": {"type": "json_schema", "json_schema": schema}}
+    return {"response_format": {"type": "json_object"}} if rung == "json" else {}
+
+
+def _read(said: str, question: Question) -> Reply:
+    """The whole text is the answer, or there is none: the first JSON object in some prose may be the record's own."""
+    text = said.strip()
+    if text.startswith("```"):
+        text = re.sub(r"^```(?:json)?\s*|\s*```$", "", text)
+    try:
+        given = orjson.loads(text)
+    except orjson.JSONDecodeError:
+        raise ValueError("it is not one JSON object") from None
+    try:
+        reply = question.reply.model_validate(given)
+    except ValidationError as e:
+        first = e.errors(include_input=False)[0]
+        raise ValueError(f"{'.'.join(map(str, first['loc'])) or 'it'}: {first['msg']}") from None
+    if reply.nonce != question.case.nonce:
+        raise ValueError("its nonce is not the one that was asked for")
+    return reply
+
+
+def _count(litellm: ModuleType, answer: Any, model: str, usage: Usage) -> None:
+    given = getattr(answer, "usage", None)
+    if given is None:
+        usage.cost = None
+        return
+    details = getattr(given, "prompt_tokens_details", None)
+    cached = int(getattr(details, "cached_tokens", 0) or 0)
+    asked, answered = int(given.prompt_tokens or 0), int(getattr(given, "completion_tokens", 0) or 0)
+    usage.input_tokens += asked
+    usage.output_tokens += answered
+    usage.cached_tokens += cached
+    price = litellm.model_cost.get(model) or litellm.model_cost.get(model.split("/", 1)[-1])
+    if not price or price.get("input_cost_per_token") is None or usage.cost is None:
+        usage.cost = None
+        return
+    read = price.get("cache_read_input_token_cost") or price["input_cost_per_token"]
+    usage.cost += (asked - cached) * price["input_cost_per_token"] + cached * read
+    usage.cost += answered * (price.get("output_cost_per_token") or 0.0)
+
+
+def _retry_after(e: Exception) -> float:
+    """litellm keeps the headers here and not in the response; seconds or a date, and never more than an hour."""
+    headers = {str(k).lower(): v for k, v in (getattr(e, "litellm_response_headers", None) or {}).items()}
+    said = headers.get("retry-after") or headers.get("llm_provider-retry-after")
+    wait = 5.0
+    with contextlib.suppress(TypeError, ValueError):
+        wait = float(str(said))
+        return min(3600.0, max(0.5, wait))
+    with contextlib.suppress(TypeError, ValueError):
+        wait = (parsedate_to_datetime(str(said)) - utc_now()).total_seconds()
+    return min(3600.0, max(0.5, wait))

@@ -1,0 +1,91 @@
+"""Work is released in a window: no more pairs are under way than the judges can soon hold, shared among the runs."""
+
+import asyncio
+import itertools
+import logging
+import time
+from collections.abc import Sequence
+from uuid import UUID
+
+from steelyard.errors import Later
+from steelyard.events import Owed, TraceJob
+from steelyard.runs import shares, window
+from steelyard.service import Publish
+from steelyard.store import ledger
+from steelyard.store.database import Database
+from steelyard_resolver.readers import SharedReaders
+
+log = logging.getLogger(__name__)
+# How long a slot that became free waits for its next pair: answer, settlement, NOTIFY, dispatch, fetch.
+REFILL_SECONDS = 0.3
+PRODUCE_SECONDS = 5.0
+
+
+class Dispatcher:
+    """Publishes inside the transaction that marks the pairs: a crash in between repeats jobs and loses none."""
+
+    def __init__(self, database: Database, readers: SharedReaders) -> None:
+        self._database, self._readers = database, readers
+        self._pace = _Pace()
+
+    async def turn(self, publish: Publish[TraceJob]) -> bool:
+        """True when something was released, so that the next turn looks at once."""
+        slots = await self._readers.slots()
+        async with self._database.begin() as tx:
+            found = await ledger.demands(tx, most=4 * slots)
+        total = window(slots, self._pace.of({d.run_id: d.settled for d in found}), REFILL_SECONDS)
+        given = shares(total, {d.run_id: d.in_flight + d.ready for d in found})
+        released = 0
+        for demand in found:
+            if demand.ready and given[demand.run_id] > demand.in_flight:
+                released += await self._refill(demand, given[demand.run_id], publish)
+        return released > 0
+
+    async def _refill(self, demand: ledger.Demand, share: int, publish: Publish[TraceJob]) -> int:
+        """The advisory lock lets one dispatcher at a time into a run; settling and cancelling never wait for it."""
+        async with self._database.begin() as tx:
+            if not await ledger.lock_run(tx, demand.run_id):
+                return 0
+            room = share - await ledger.in_flight(tx, demand.run_id)
+            pairs = await ledger.take(tx, demand.run_id, room) if room > 0 else []
+            if not pairs:
+                return 0
+            made = jobs(demand, pairs)
+            try:
+                places = await asyncio.wait_for(publish(made), PRODUCE_SECONDS)
+            except TimeoutError as e:
+                raise Later(f"Kafka took no jobs within {PRODUCE_SECONDS:.0f} s") from e
+            where = {job.trace_id: (p.partition, p.offset) for job, p in zip(made, places, strict=True)}
+            await ledger.dispatched(tx, demand.run_id, pairs, [where[p.trace_id] for p in pairs])
+            return len(pairs)
+
+
+def jobs(demand: ledger.Demand, pairs: Sequence[ledger.Taken]) -> list[TraceJob]:
+    """One job for a trace with all metrics it owes, so that it is loaded and read once."""
+    by_trace = sorted(pairs, key=lambda p: str(p.trace_id))
+    return [
+        TraceJob(
+            run_id=demand.run_id,
+            project_id=demand.project_id,
+            target=group[0].target,
+            trace_id=trace_id,
+            model=demand.model,
+            owed=tuple(Owed(metric=p.metric, dispatch_no=p.dispatch_no, attempt=p.attempts) for p in group),
+        )
+        for trace_id, group in ((t, list(g)) for t, g in itertools.groupby(by_trace, key=lambda p: p.trace_id))
+    ]
+
+
+class _Pace:
+    """Pairs settled per second, over the last seconds: an estimate that may be lost."""
+
+    def __init__(self) -> None:
+        self._at, self._counts, self._rate = time.monotonic(), dict[UUID, int](), 0.0
+
+    def of(self, settled: dict[UUID, int]) -> float:
+        now = time.monotonic()
+        if (passed := now - self._at) >= 1.0:
+            gained = sum(max(0, n - self._counts.get(run, n)) for run, n in settled.items())
+            self._rate = 0.5 * self._rate + 0.5 * gained / passed
+            self._at, self._counts = now, settled
+        return self._rate

@@ -1,0 +1,55 @@
+"""RunRequested wakes two loops: one expands runs into pairs, the other keeps the judges' window full."""
+
+import asyncio
+
+from steelyard.events import RunExpanded, RunRequested, TraceJob, TraceScored
+from steelyard.kafka import Cluster
+from steelyard.service import Publish, Service
+from steelyard.settings import Settings
+from steelyard.store.bells import Bells
+from steelyard.store.database import Database
+from steelyard.store.ledger import REFILL
+from steelyard.store.outbox import Outbox
+from steelyard_resolver.dispatch import Dispatcher
+from steelyard_resolver.expand import Expander
+from steelyard_resolver.overdue import Overdue
+from steelyard_resolver.readers import SharedReaders
+
+
+def resolver(settings: Settings, cluster: Cluster, database: Database) -> Service:
+    """Any number may run: what a run's turn needs is locked in the ledger, and nothing lives in memory alone."""
+    service = Service("resolver")
+    asked, room = asyncio.Event(), asyncio.Event()
+    readers = SharedReaders(cluster, settings.judge_slots)
+    bells = Bells(settings.worker_database_url.get_secret_value(), {REFILL: room})
+    service.parts += [database, readers, bells]
+    expander = Expander(database)
+    dispatcher = Dispatcher(database, readers)
+    late = Overdue(database, readers, settings.redispatch_seconds)
+
+    @service.on
+    async def wake(run: RunRequested) -> None:
+        """The loop would find the run anyway: a lost event delays it by a second and loses nothing."""
+        asked.set()
+
+    @service.loop(every=1.0, bell=asked)
+    async def expand_runs(_: Publish[TraceJob], outbox: Outbox[RunExpanded] = Outbox()) -> bool:  # noqa: B008
+        """One page of one run a turn, so that a huge run blocks nobody."""
+        wrote = await expander.turn(outbox)
+        if wrote:
+            room.set()
+        return wrote
+
+    @service.loop(every=1.0, bell=room)
+    async def release_jobs(publish: Publish[TraceJob]) -> bool:
+        """Refills the window; rung by the aggregator, with a poll behind it."""
+        return await dispatcher.turn(publish)
+
+    @service.loop(every=max(0.5, settings.redispatch_seconds / 3))
+    async def send_overdue_again(publish: Publish[TraceScored]) -> bool:
+        """Jobs that were read or lost without an outcome; what was sent too often is settled as undeliverable."""
+        if await late.turn(publish):
+            room.set()
+        return False
+
+    return service

@@ -1,0 +1,50 @@
+"""What the resolver asks the broker: how many judges are alive, and how far the groups have read."""
+
+import time
+from contextlib import suppress
+
+from aiokafka.errors import KafkaError
+
+from steelyard.events import TraceJob, TraceScored
+from steelyard.kafka import Cluster, Readers
+
+LOOK_EVERY = 2.0
+
+
+class SharedReaders:
+    """Looked up every few seconds; during a rebalance, when the group looks empty, the last known number holds."""
+
+    def __init__(self, cluster: Cluster, slots_of_a_judge: int) -> None:
+        self._readers, self._slots_of_a_judge = Readers(cluster), slots_of_a_judge
+        self._judges, self._looked = 1, float("-inf")
+
+    async def start(self) -> None:
+        await self._readers.start()
+
+    async def stop(self) -> None:
+        await self._readers.stop()
+
+    async def unwell(self) -> str | None:
+        return None
+
+    async def slots(self) -> int:
+        if time.monotonic() - self._looked > LOOK_EVERY:
+            self._looked = time.monotonic()
+            with suppress(KafkaError):
+                self._judges = await self._readers.members("judge") or self._judges
+        return self._judges * self._slots_of_a_judge
+
+    async def consumed_jobs(self) -> dict[int, int]:
+        return await self._readers.committed("judge", TraceJob.topic, TraceJob.partitions)
+
+    async def job_bounds(self) -> dict[int, tuple[int, int]]:
+        """The first and the end offset of each partition: what lies outside is lost."""
+        firsts = await self._readers.beginnings(TraceJob.topic, TraceJob.partitions)
+        ends = await self._readers.ends(TraceJob.topic, TraceJob.partitions)
+        return {p: (firsts[p], ends[p]) for p in ends}
+
+    async def score_ends(self) -> dict[int, int]:
+        return await self._readers.ends(TraceScored.topic, TraceScored.partitions)
+
+    async def settled_scores(self) -> dict[int, int]:
+        return await self._readers.committed("aggregator", TraceScored.topic, TraceScored.partitions)

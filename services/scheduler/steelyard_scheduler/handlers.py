@@ -1,0 +1,52 @@
+"""The clock's loops: it looks at the ledger and tells, it tidies up, and it relays what a dead service left behind."""
+
+import logging
+
+from prometheus_client import Gauge
+
+from steelyard.service import Service
+from steelyard.settings import Settings
+from steelyard.store import ledger
+from steelyard.store.database import Database
+
+log = logging.getLogger(__name__)
+LOOK_EVERY = 10.0
+TIDY_EVERY = 60.0
+PAGE = 5000
+
+CENSUS = {
+    name: Gauge(f"steelyard_ledger_{name}", told)
+    for name, told in {
+        "runs_active": "Runs that are not finished",
+        "pairs_owed": "Pairs of unfinished runs that wait in the ledger",
+        "pairs_dispatched": "Pairs whose job is under way",
+        "dispatched_oldest_seconds": "Age of the oldest job under way",
+        "outbox_rows": "Messages that are owed to Kafka",
+        "outbox_oldest_seconds": "Age of the oldest message that is owed to Kafka",
+    }.items()
+}
+
+
+def scheduler(settings: Settings, database: Database) -> Service:
+    """Several may run: counting is harmless, and pruning takes rows in pages that do not wait for each other."""
+    service = Service("scheduler")
+    service.parts.append(database)
+
+    @service.loop(every=LOOK_EVERY)
+    async def look(_: object) -> bool:
+        """One place counts the ledger: the same queries from every pod would cost more than they tell."""
+        async with database.begin() as tx:
+            for name, value in (await ledger.census(tx)).items():
+                CENSUS[name].set(value)
+        return False
+
+    @service.loop(every=TIDY_EVERY)
+    async def tidy(_: object) -> bool:
+        """In pages, each its own transaction: a large clean-up never holds up the work."""
+        async with database.begin() as tx:
+            pruned = await ledger.prune(tx, settings.ledger_days, PAGE)
+        if pruned:
+            log.info("pruned %d pairs of runs that finished more than %d days ago", pruned, settings.ledger_days)
+        return pruned == PAGE
+
+    return service
