@@ -2,9 +2,10 @@
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
-from sqlalchemy import ColumnElement, func
+from sqlalchemy import ColumnElement, collate, func, literal
 from sqlmodel import col
 
 from steelyard.store.tables import TraceRow
@@ -48,7 +49,7 @@ class TraceFilters(BaseModel):
         if self.tags:
             found.append(TraceRow.__table__.c.tags.overlap(list(self.tags)))  # type: ignore[attr-defined]
         if self.name is not None:
-            found.append(func.strpos(func.lower(col(TraceRow.name)), func.lower(self.name)) > 0)
+            found.append(func.strpos(_folded(col(TraceRow.name)), _folded(literal(self.name))) > 0)
         return found
 
     def matches(self, trace: Trace) -> bool:
@@ -65,3 +66,8 @@ class TraceFilters(BaseModel):
     def as_json(self) -> dict[str, object]:
         """Only what was set: an empty filter is an empty object."""
         return self.model_dump(mode="json", exclude_none=True)
+
+
+def _folded(text: Any) -> ColumnElement[str]:
+    """In any case of any alphabet, whatever locale the database was made with."""
+    return func.lower(collate(text, "pg_c_utf8"))
