@@ -3,12 +3,12 @@
 import asyncio
 import os
 from collections.abc import AsyncIterator, Iterator
-from dataclasses import dataclass
 from uuid import uuid4
 
 import asyncpg
 import pytest
 
+from addresses import Infra, Urls
 from containers import docker_answers, start_containers
 from steelyard.kafka import Cluster, make_topics
 from steelyard.store.database import Database
@@ -19,22 +19,6 @@ from steelyard_local.processes import Home
 
 # The roles belong to the whole Postgres cluster, which parallel sessions may share: one password for all of them.
 ROLE_PASSWORD = "steelyard-tests"
-
-
-@dataclass(frozen=True)
-class Infra:
-    bootstrap: str
-    owner_url: str  # of a database that exists
-
-
-@dataclass(frozen=True)
-class Urls:
-    owner: str
-    api: str
-    worker: str
-
-    def environment(self) -> dict[str, str]:
-        return {"DATABASE_URL": self.owner, "API_DATABASE_URL": self.api, "WORKER_DATABASE_URL": self.worker}
 
 
 @pytest.fixture(scope="session")

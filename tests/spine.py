@@ -10,7 +10,7 @@ from uuid import UUID, uuid4
 
 from sqlalchemy import text
 
-from conftest import Urls
+from addresses import Urls
 from eventually import eventually
 from steelyard.events import RunRequested
 from steelyard.filters import TraceFilters

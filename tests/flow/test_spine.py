@@ -8,7 +8,7 @@ from uuid import UUID
 
 import pytest
 
-from conftest import Urls
+from addresses import Urls
 from eventually import eventually
 from spine import Calls, Spine, spine
 from steelyard.errors import Later

@@ -6,7 +6,7 @@ from uuid import UUID, uuid4
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from conftest import Urls
+from addresses import Urls
 from spine import new_project
 from steelyard.filters import TraceFilters
 from steelyard.store import traces

@@ -58,7 +58,11 @@ async def _refused(_: Request, e: Exception) -> Response:
 async def _invalid(_: Request, e: Exception) -> Response:
     """Names the fields and leaves out the values: a value may be what no JSON can say, and may be a secret."""
     assert isinstance(e, RequestValidationError)
-    return answer(422, "Validation error", [(_field(x["loc"]), _message(x)) for x in e.errors()[:50]])
+    errors = e.errors()[:50]
+    # What a run's filters say is a request that makes no sense, not a malformed one: the contract tells them apart.
+    about_filters = all(x["loc"][:2] == ("body", "filters") for x in errors)
+    status, detail = (400, "Invalid filters") if about_filters else (422, "Validation error")
+    return answer(status, detail, [(_field(x["loc"]), _message(x)) for x in errors])
 
 
 async def _http(_: Request, e: Exception) -> Response:

@@ -9,6 +9,7 @@ from uuid import uuid4
 import orjson
 from fastapi import Request, Response
 from fastapi.routing import APIRoute
+from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from steelyard_api.errors import answer
@@ -37,8 +38,12 @@ class RequestId:
         return await self._app(scope, receive, respond)
 
 
-class TooLarge(Exception):
-    pass
+class TooLarge(HTTPException):
+    """An HTTPException, because FastAPI turns whatever else reading a body raises into a 400."""
+
+    def __init__(self, most: int) -> None:
+        said = f"The body is larger than {most // 1_000_000} MB (MAX_BODY_MB)"
+        super().__init__(413, said, {"Connection": "close"})
 
 
 class BodyLimit:
@@ -53,31 +58,19 @@ class BodyLimit:
         headers = dict(scope["headers"])
         announced = headers.get(b"content-length", b"0")
         if announced.isdigit() and int(announced) > self._most:
-            return await self._refuse(scope, receive, send)
-        seen, started = 0, False
+            refusal = TooLarge(self._most)
+            return await answer(413, refusal.detail, (), refusal.headers)(scope, receive, send)
+        seen = 0
 
         async def limited() -> Message:
             nonlocal seen
             message = await receive()
             seen += len(message.get("body", b""))
             if seen > self._most:
-                raise TooLarge
+                raise TooLarge(self._most)
             return message
 
-        async def watched(message: Message) -> None:
-            nonlocal started
-            started = True
-            await send(message)
-
-        try:
-            await self._app(scope, limited, watched)
-        except TooLarge:
-            if not started:
-                await self._refuse(scope, receive, send)
-
-    async def _refuse(self, scope: Scope, receive: Receive, send: Send) -> None:
-        said = f"The body is larger than {self._most // 1_000_000} MB (MAX_BODY_MB)"
-        await answer(413, said, (), {"Connection": "close"})(scope, receive, send)
+        return await self._app(scope, limited, send)
 
 
 class StrictRequest(Request):
@@ -115,5 +108,5 @@ def _unpacked(body: bytes, encoding: str, most: int) -> bytes:
     except (zlib.error, gzip.BadGzipFile):
         return b"\x00not gzip"
     if len(out) > most:
-        raise TooLarge
+        raise TooLarge(most)
     return out

@@ -1,0 +1,111 @@
+"""Who may see what: keys, projects, and other tenants' ids."""
+
+import asyncio
+from uuid import uuid4
+
+import httpx
+import pytest
+from sqlalchemy import text
+from sqlmodel import SQLModel
+
+from contract_helpers import new_trace
+from steelyard.store import access
+from steelyard.store.database import Database
+from steelyard.store.tables import TENANT_TABLES
+
+ROUTES = (
+    "/traces",
+    "/traces/{id}",
+    "/evaluations/trace-metrics",
+    "/evaluations/trace-runs",
+    "/evaluations/trace-runs/{id}",
+)
+
+
+@pytest.mark.parametrize("route", ROUTES)
+async def test_without_a_valid_key_nobody_gets_in(http: httpx.AsyncClient, route: str) -> None:
+    url = route.format(id=uuid4())
+    for key in (b"", b"sk_sy_guessed", b"\xff"):
+        answer = await http.get(url, headers={b"X-Project-Name": b"p", b"X-API-Key": key})
+        assert answer.status_code == 401 and answer.json()["detail"], key
+
+
+async def test_a_project_name_is_needed(http: httpx.AsyncClient, key: str) -> None:
+    answer = await http.get("/traces", headers={"X-API-Key": key})
+    assert answer.status_code == 400 and "X-Project-Name" in answer.json()["detail"]
+
+
+async def test_expired_and_revoked_keys_are_refused(
+    client: httpx.AsyncClient, key: str, api_database: Database
+) -> None:
+    assert (await client.get("/traces")).status_code == 200
+    async with api_database.begin() as tx:
+        assert await access.revoke(tx, key[:12]) == 1
+    assert (await client.get("/traces")).status_code == 401
+
+
+async def test_a_key_is_stored_as_a_hash_alone(key: str, database: Database) -> None:
+    async with database.begin() as tx:
+        (row,) = (await tx.execute(text("SELECT * FROM api_keys"))).all()
+    assert key not in str(row) and len(key) >= 40
+
+
+async def test_sixteen_first_requests_at_once_make_one_project(client: httpx.AsyncClient, database: Database) -> None:
+    answers = await asyncio.gather(*(client.get("/traces", headers={"X-Project-Name": "new"}) for _ in range(16)))
+    assert {a.status_code for a in answers} == {200}
+    async with database.begin() as tx:
+        found = (await tx.execute(text("SELECT count(*) FROM projects WHERE name = 'new'"))).scalar()
+    assert found == 1
+
+
+async def test_another_projects_ids_are_as_unknown_as_random_ones(client: httpx.AsyncClient) -> None:
+    trace = await new_trace(client)
+    run = (await client.post("/evaluations/trace-runs", json={"metrics": ["coherence"]})).json()["id"]
+    stranger = {"X-Project-Name": "stranger"}
+    for url in (f"/traces/{trace}", f"/evaluations/trace-runs/{run}", f"/evaluations/trace-runs/{run}/scores"):
+        assert (await client.get(url)).status_code == 200
+        foreign = await client.get(url, headers=stranger)
+        unknown = await client.get(url.replace(trace, str(uuid4())).replace(run, str(uuid4())), headers=stranger)
+        assert (foreign.status_code, foreign.json()) == (404, unknown.json())
+    assert (await client.get("/traces", headers=stranger)).json()["total"] == 0
+    assert (await client.get("/evaluations/trace-runs", headers=stranger)).json()["total"] == 0
+
+
+async def test_a_trace_of_another_project_cannot_be_overwritten(client: httpx.AsyncClient) -> None:
+    trace = await new_trace(client, output="mine")
+    theirs = {"trace_id": trace, "name": "stolen", "output": "theirs", "started_at": "2026-03-01T10:00:00Z"}
+    answer = await client.post("/traces", json=theirs, headers={"X-Project-Name": "stranger"})
+    assert answer.status_code == 404
+    assert (await client.get(f"/traces/{trace}")).json()["output"] == "mine"
+
+
+async def test_every_table_with_a_project_has_a_forced_policy(database: Database) -> None:
+    with_project = {t.name for t in SQLModel.metadata.tables.values() if "project_id" in t.columns}
+    assert with_project == set(TENANT_TABLES)
+    async with database.begin() as tx:
+        rows = await tx.execute(
+            text(
+                """
+                SELECT relname FROM pg_class c WHERE relrowsecurity AND relforcerowsecurity
+                AND (SELECT count(*) FROM pg_policy p WHERE p.polrelid = c.oid) = 2
+                """
+            )
+        )
+        assert {r.relname for r in rows} == with_project
+        owned = await tx.execute(text("SELECT 1 FROM pg_tables WHERE tableowner LIKE 'steelyard\\_%'"))
+        assert owned.all() == []
+        bypass = await tx.execute(
+            text(
+                "SELECT 1 FROM pg_roles WHERE rolname IN ('steelyard_api', 'steelyard_worker') "
+                "AND NOT (rolsuper OR rolbypassrls)"
+            )
+        )
+        assert len(bypass.all()) == 2
+
+
+async def test_the_apis_role_sees_nothing_without_a_project(client: httpx.AsyncClient, api_database: Database) -> None:
+    await new_trace(client)
+    async with api_database.begin() as tx:
+        assert (await tx.execute(text("SELECT count(*) FROM traces"))).scalar() == 0
+    async with api_database.begin(uuid4()) as tx:
+        assert (await tx.execute(text("SELECT count(*) FROM traces"))).scalar() == 0
