@@ -1,0 +1,267 @@
+"""A model on loopback that speaks OpenAI's wire, understands our questions, and misbehaves as it is told.
+
+`python -m stub_model --port N [--delay S]`, or in a test: `async with stub_model() as stub: … stub.base_url`.
+`POST /control` takes a Behaviour, `GET /stats` says what was asked so far.
+"""
+
+import argparse
+import asyncio
+import contextlib
+import hashlib
+import math
+import re
+import sys
+from collections import Counter
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import orjson
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+LEVELS = (0.0, 0.25, 0.5, 0.75, 1.0)
+_NONCE = re.compile(r'"nonce" must be exactly "([^"]+)"')
+_BOUNDARY = re.compile(r"<<<(\S+)")
+_HINT = re.compile(r"JSON: (\{.*\})", re.DOTALL)
+
+
+class Behaviour(BaseModel):
+    """How requests are answered: the next `times` of them, or all until told otherwise. `say` is a whole reply, in
+    which NONCE stands for the right nonce; `refuse` names the response formats that get a 400."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    delay: float = 0.0
+    hang: bool = False
+    status: int = 200
+    message: str = "the stub was told to fail"
+    code: str | None = None
+    retry_after: float | None = None
+    truncate: bool = False
+    nonsense: bool = False
+    wrong_nonce: bool = False
+    say: str | None = None
+    score: float | None = None
+    refuse: tuple[str, ...] = ()
+    times: int | None = None
+
+
+@dataclass
+class Stub:
+    usual: Behaviour = field(default_factory=Behaviour)
+    told: Behaviour | None = None
+    left: int | None = None
+    base_url: str = ""
+    calls: int = 0
+    in_flight: int = 0
+    max_in_flight: int = 0
+    by_trace: Counter[str] = field(default_factory=Counter)
+    requests: list[dict[str, Any]] = field(default_factory=list)
+    connections: set[asyncio.Task[None]] = field(default_factory=set)
+
+    def tell(self, **behaviour: Any) -> None:
+        """Nothing at all means: as usual again."""
+        self.told = Behaviour(**behaviour) if behaviour else None
+        self.left = self.told.times if self.told else None
+
+    def stats(self) -> dict[str, Any]:
+        counted = {"calls": self.calls, "in_flight": self.in_flight, "max_in_flight": self.max_in_flight}
+        return {**counted, "by_trace": dict(self.by_trace)}
+
+    def behaviour(self) -> Behaviour:
+        if self.told is None or self.left == 0:
+            return self.usual
+        self.left = None if self.left is None else self.left - 1
+        return self.told
+
+    async def connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self.connections.add(task)
+        try:
+            while True:
+                head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").lower()
+                size = re.search(r"content-length: *(\d+)", head)
+                body = await reader.readexactly(int(size.group(1))) if size else b""
+                verb, path, _ = head.split(" ", 2)
+                status, answer, more = await self.answered(verb, path, body)
+                writer.write(_response(status, answer, more))
+                await writer.drain()
+        except (asyncio.IncompleteReadError, ConnectionError, asyncio.CancelledError):
+            pass  # the caller left, or the stub ends
+        finally:
+            self.connections.discard(task)
+            writer.close()
+
+    async def answered(self, verb: str, path: str, body: bytes) -> tuple[int, Any, Mapping[str, str]]:
+        if path.endswith("/stats"):
+            return 200, self.stats(), {}
+        if path.endswith("/control"):
+            return self.controlled(body)
+        if not path.endswith(("/chat/completions", "/embeddings")):
+            return 404, _error(f"there is no {path} here"), {}
+        self.calls += 1
+        self.in_flight += 1
+        self.max_in_flight = max(self.max_in_flight, self.in_flight)
+        try:
+            return await self.asked(path, orjson.loads(body))
+        finally:
+            self.in_flight -= 1
+
+    def controlled(self, body: bytes) -> tuple[int, Any, Mapping[str, str]]:
+        try:
+            self.tell(**orjson.loads(body or b"{}"))
+        except (ValidationError, TypeError, orjson.JSONDecodeError) as e:
+            return 422, _error(str(e)), {}
+        return 200, self.stats(), {}
+
+    async def asked(self, path: str, request: dict[str, Any]) -> tuple[int, Any, Mapping[str, str]]:
+        self.requests = [*self.requests[-99:], request]
+        if found := _BOUNDARY.search(_said(request, "user")):
+            self.by_trace[found.group(1)] += 1
+        how = self.behaviour()
+        if how.hang:
+            await asyncio.Event().wait()
+        if how.delay:
+            await asyncio.sleep(how.delay)
+        if how.status != 200:
+            waits = {} if how.retry_after is None else {"retry-after": f"{how.retry_after:g}"}
+            return how.status, _error(how.message, how.code), waits
+        kind = (request.get("response_format") or {}).get("type", "text")
+        if kind in how.refuse:
+            return 400, _error(f"Invalid parameter: 'response_format' of type '{kind}' is not supported"), {}
+        return 200, _embeddings(request) if path.endswith("/embeddings") else _completion(request, how), {}
+
+
+@asynccontextmanager
+async def stub_model(port: int = 0, delay: float = 0.0) -> AsyncIterator[Stub]:
+    stub = Stub(Behaviour(delay=delay))
+    server = await asyncio.start_server(stub.connected, "127.0.0.1", port, backlog=1024, limit=2**20)
+    stub.base_url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1"
+    try:
+        yield stub
+    finally:
+        server.close()
+        for task in list(stub.connections):
+            task.cancel()
+        await asyncio.gather(*stub.connections, return_exceptions=True)
+
+
+def _response(status: int, answer: Any, more: Mapping[str, str]) -> bytes:
+    body = orjson.dumps(answer)
+    headers = {"content-type": "application/json", "content-length": str(len(body)), **more}
+    lines = [f"HTTP/1.1 {status} {'OK' if status == 200 else 'No'}", *(f"{k}: {v}" for k, v in headers.items())]
+    return "\r\n".join(lines).encode() + b"\r\n\r\n" + body
+
+
+def _error(message: str, code: str | None = None) -> dict[str, Any]:
+    return {"error": {"message": message, "type": "stub_error", "param": None, "code": code}}
+
+
+def _said(request: Mapping[str, Any], role: str) -> str:
+    return "\n".join(str(m["content"]) for m in request.get("messages", []) if m["role"] == role)
+
+
+def _completion(request: dict[str, Any], how: Behaviour) -> dict[str, Any]:
+    prompt = _said(request, "user")
+    text = _reply(request, prompt, how)
+    shown = text[: len(text) // 2] if how.truncate else text
+    asked, answered = len(prompt) // 4, max(1, len(shown) // 4)
+    return {
+        "id": "stub",
+        "object": "chat.completion",
+        "created": 0,
+        "model": request.get("model", "stub"),
+        "choices": [
+            {
+                "index": 0,
+                "message": {"role": "assistant", "content": shown},
+                "finish_reason": "length" if how.truncate else "stop",
+            }
+        ],
+        "usage": {
+            "prompt_tokens": asked,
+            "completion_tokens": answered,
+            "total_tokens": asked + answered,
+            "prompt_tokens_details": {"cached_tokens": asked // 2},
+        },
+    }
+
+
+def _reply(request: Mapping[str, Any], prompt: str, how: Behaviour) -> str:
+    found = _NONCE.search(_said(request, "system"))
+    nonce = found.group(1) if found else "no nonce was asked for"
+    if how.nonsense:
+        return "As a large language model I would say that this went rather well."
+    if how.say is not None:
+        return how.say.replace("NONCE", nonce)
+    schema = _schema(request, prompt)
+    answer = _made(schema, schema.get("$defs", {}), _number(prompt), "")
+    answer["nonce"] = "0" * len(nonce) if how.wrong_nonce else nonce
+    if how.score is not None and "score" in answer:
+        answer["score"] = how.score
+    return orjson.dumps(answer).decode()
+
+
+def _schema(request: Mapping[str, Any], prompt: str) -> dict[str, Any]:
+    """The schema that was sent; without one, what the question's own last line asks for."""
+    shape = (request.get("response_format") or {}).get("json_schema")
+    if shape:
+        given: dict[str, Any] = shape["schema"]
+        return given
+    hint = _HINT.findall(prompt)
+    names = re.findall(r'"(\w+)":', hint[-1]) if hint else ["nonce"]
+    kinds: dict[str, dict[str, Any]] = {"score": {"enum": list(LEVELS)}, "evidence": {"type": "array"}}
+    return {"type": "object", "properties": {n: kinds.get(n, {"type": "string"}) for n in names}}
+
+
+def _made(schema: Mapping[str, Any], defs: Mapping[str, Any], number: int, name: str) -> Any:
+    """A value that the schema allows, the same one for the same prompt."""
+    if "$ref" in schema:
+        return _made(defs[schema["$ref"].rpartition("/")[2]], defs, number, name)
+    if options := schema.get("enum") or schema.get("anyOf"):
+        chosen = options[number % len(options)]
+        return _made(chosen, defs, number, name) if isinstance(chosen, dict) else chosen
+    if schema.get("type") == "object":
+        return {k: _made(v, defs, number, k) for k, v in schema.get("properties", {}).items()}
+    if schema.get("type") == "array":
+        return [_made(schema.get("items", {}), defs, number, name) for _ in range(schema.get("minItems", 0))]
+    plain = {"boolean": number % 2 == 0, "integer": 0, "number": LEVELS[number % 5], "null": None}
+    return plain.get(schema.get("type", ""), f"{name or 'text'} as the stub sees it")
+
+
+def _number(text: str) -> int:
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=4).digest(), "big")
+
+
+def _embeddings(request: Mapping[str, Any]) -> dict[str, Any]:
+    texts = request["input"] if isinstance(request["input"], list) else [request["input"]]
+    data = [{"object": "embedding", "index": i, "embedding": _vector(str(t))} for i, t in enumerate(texts)]
+    tokens = sum(len(str(t)) // 4 for t in texts)
+    usage = {"prompt_tokens": tokens, "total_tokens": tokens}
+    return {"object": "list", "data": data, "model": request.get("model", "stub"), "usage": usage}
+
+
+def _vector(text: str, size: int = 64) -> list[float]:
+    vector = [0.0] * size
+    for word in re.findall(r"\w+", text.lower()):
+        vector[_number(word) % size] += 1.0
+    length = math.sqrt(sum(v * v for v in vector)) or 1.0
+    return [v / length for v in vector]
+
+
+async def _serve(port: int, delay: float) -> None:
+    async with stub_model(port, delay) as stub:
+        sys.stdout.write(f"{stub.base_url}\n")
+        sys.stdout.flush()
+        await asyncio.Event().wait()
+
+
+if __name__ == "__main__":
+    arguments = argparse.ArgumentParser(description=__doc__)
+    arguments.add_argument("--port", type=int, default=0)
+    arguments.add_argument("--delay", type=float, default=0.0)
+    given = arguments.parse_args()
+    with contextlib.suppress(KeyboardInterrupt):
+        asyncio.run(_serve(given.port, given.delay))
