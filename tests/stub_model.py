@@ -15,55 +15,35 @@ from collections import Counter
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import orjson
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 LEVELS = (0.0, 0.25, 0.5, 0.75, 1.0)
-TOKENS_OUT = 30
 _NONCE = re.compile(r'"nonce" must be exactly "([^"]+)"')
 _BOUNDARY = re.compile(r"<<<(\S+)")
 _HINT = re.compile(r"JSON: (\{.*\})", re.DOTALL)
 
 
-Mode = Literal[
-    "usual",
-    "hang",  # never answers
-    "trickle",  # answers a byte a second, which no socket timeout notices
-    "nonsense",
-    "two_verdicts",
-    "wrong_nonce",
-    "out_of_range",
-    "nan",
-    "truncated",
-    "refuse_schema",  # a 400 for json_schema
-    "refuse_json",  # a 400 for every response_format
-]
-SAID = {
-    "nonsense": "As a large language model I would say that this went rather well.",
-    "out_of_range": '{"nonce": "NONCE", "score": 1.5, "reason": "beyond all measure", "evidence": []}',
-    "nan": '{"nonce": "NONCE", "score": NaN, "reason": "not a number", "evidence": []}',
-    "two_verdicts": '{"nonce": "NONCE", "score": 0, "reason": "no", "evidence": []}\n'
-    '{"nonce": "NONCE", "score": 1, "reason": "yes", "evidence": []}',
-}
-REFUSED = {"refuse_schema": ("json_schema",), "refuse_json": ("json_schema", "json_object")}
-
-
 class Behaviour(BaseModel):
     """How requests are answered: the next `times` of them, or all until told otherwise. `say` is a whole reply, in
-    which NONCE stands for the right nonce."""
+    which NONCE stands for the right nonce; `refuse` names the response formats that get a 400."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    mode: Mode = "usual"
     delay: float = 0.0
+    hang: bool = False
     status: int = 200
     message: str = "the stub was told to fail"
     code: str | None = None
     retry_after: float | None = None
+    truncate: bool = False
+    nonsense: bool = False
+    wrong_nonce: bool = False
     say: str | None = None
     score: float | None = None
+    refuse: tuple[str, ...] = ()
     times: int | None = None
 
 
@@ -79,10 +59,6 @@ class Stub:
     by_trace: Counter[str] = field(default_factory=Counter)
     requests: list[dict[str, Any]] = field(default_factory=list)
     connections: set[asyncio.Task[None]] = field(default_factory=set)
-
-    @property
-    def trickling(self) -> bool:
-        return self.told is not None and self.told.mode == "trickle" and self.left != 0
 
     def tell(self, **behaviour: Any) -> None:
         """Nothing at all means: as usual again."""
@@ -109,12 +85,9 @@ class Stub:
                 size = re.search(r"content-length: *(\d+)", head)
                 body = await reader.readexactly(int(size.group(1))) if size else b""
                 verb, path, _ = head.split(" ", 2)
-                response = _response(*await self.answered(verb, path, body))
-                if self.trickling:
-                    await _trickle(writer, response)
-                else:
-                    writer.write(response)
-                    await writer.drain()
+                status, answer, more = await self.answered(verb, path, body)
+                writer.write(_response(status, answer, more))
+                await writer.drain()
         except (asyncio.IncompleteReadError, ConnectionError, asyncio.CancelledError):
             pass  # the caller left, or the stub ends
         finally:
@@ -148,7 +121,7 @@ class Stub:
         if found := _BOUNDARY.search(_said(request, "user")):
             self.by_trace[found.group(1)] += 1
         how = self.behaviour()
-        if how.mode == "hang":
+        if how.hang:
             await asyncio.Event().wait()
         if how.delay:
             await asyncio.sleep(how.delay)
@@ -156,7 +129,7 @@ class Stub:
             waits = {} if how.retry_after is None else {"retry-after": f"{how.retry_after:g}"}
             return how.status, _error(how.message, how.code), waits
         kind = (request.get("response_format") or {}).get("type", "text")
-        if kind in REFUSED.get(how.mode, ()):
+        if kind in how.refuse:
             return 400, _error(f"Invalid parameter: 'response_format' of type '{kind}' is not supported"), {}
         return 200, _embeddings(request) if path.endswith("/embeddings") else _completion(request, how), {}
 
@@ -173,13 +146,6 @@ async def stub_model(port: int = 0, delay: float = 0.0) -> AsyncIterator[Stub]:
         for task in list(stub.connections):
             task.cancel()
         await asyncio.gather(*stub.connections, return_exceptions=True)
-
-
-async def _trickle(writer: asyncio.StreamWriter, response: bytes) -> None:
-    for n in range(len(response)):
-        writer.write(response[n : n + 1])
-        await writer.drain()
-        await asyncio.sleep(1)
 
 
 def _response(status: int, answer: Any, more: Mapping[str, str]) -> bytes:
@@ -200,8 +166,8 @@ def _said(request: Mapping[str, Any], role: str) -> str:
 def _completion(request: dict[str, Any], how: Behaviour) -> dict[str, Any]:
     prompt = _said(request, "user")
     text = _reply(request, prompt, how)
-    truncated = how.mode == "truncated"
-    asked, answered = len(prompt) // 4, TOKENS_OUT
+    shown = text[: len(text) // 2] if how.truncate else text
+    asked, answered = len(prompt) // 4, max(1, len(shown) // 4)
     return {
         "id": "stub",
         "object": "chat.completion",
@@ -210,8 +176,8 @@ def _completion(request: dict[str, Any], how: Behaviour) -> dict[str, Any]:
         "choices": [
             {
                 "index": 0,
-                "message": {"role": "assistant", "content": text[: len(text) // 2] if truncated else text},
-                "finish_reason": "length" if truncated else "stop",
+                "message": {"role": "assistant", "content": shown},
+                "finish_reason": "length" if how.truncate else "stop",
             }
         ],
         "usage": {
@@ -226,11 +192,13 @@ def _completion(request: dict[str, Any], how: Behaviour) -> dict[str, Any]:
 def _reply(request: Mapping[str, Any], prompt: str, how: Behaviour) -> str:
     found = _NONCE.search(_said(request, "system"))
     nonce = found.group(1) if found else "no nonce was asked for"
-    if said := how.say or SAID.get(how.mode):
-        return said.replace("NONCE", nonce)
+    if how.nonsense:
+        return "As a large language model I would say that this went rather well."
+    if how.say is not None:
+        return how.say.replace("NONCE", nonce)
     schema = _schema(request, prompt)
     answer = _made(schema, schema.get("$defs", {}), _number(prompt), "")
-    answer["nonce"] = "0" * len(nonce) if how.mode == "wrong_nonce" else nonce
+    answer["nonce"] = "0" * len(nonce) if how.wrong_nonce else nonce
     if how.score is not None and "score" in answer:
         answer["score"] = how.score
     return orjson.dumps(answer).decode()

@@ -7,6 +7,8 @@ from datetime import UTC, datetime
 from uuid import UUID
 
 import pytest
+from aiokafka import TopicPartition
+from aiokafka.admin import AIOKafkaAdminClient, RecordsToDelete
 
 from addresses import Urls
 from eventually import eventually
@@ -188,6 +190,36 @@ async def test_a_job_whose_outcome_was_lost_is_sent_again(system: Spine) -> None
     run = await system.done(run_id)
     assert (run["evaluated_count"], run["failed_count"]) == (4, 0)
     assert {p["redispatches"] for p in await system.rows("SELECT redispatches FROM pairs")} == {1}
+
+
+async def test_a_broker_that_lost_its_data_loses_no_pair_and_no_end_of_a_run(system: Spine) -> None:
+    """Jobs, results and the word that the run is expanded are gone; the ledger still knows what is owed."""
+    system.start_resolver()
+    await system.ingest(6)
+    run_id = await system.request(["one"])
+
+    async def all_sent() -> bool:
+        (seen,) = await system.rows(
+            "SELECT (SELECT count(*) FROM pairs WHERE status = 'dispatched') AS sent, (SELECT count(*) FROM outbox) AS owed,"
+            " (SELECT bool_and(expanded) FROM runs) AS expanded"
+        )
+        return bool(seen["sent"] == 6 and seen["owed"] == 0 and seen["expanded"])
+
+    await eventually(all_sent, "everything is in Kafka")
+    await forget(system.cluster, "jobs.trace", 24)
+    await forget(system.cluster, "scores.trace", 12)
+    system.start_aggregator()
+    system.start_judge(Calls())
+    run = await system.done(run_id)
+    assert (run["status"], run["evaluated_count"], run["failed_count"]) == ("COMPLETED", 6, 0)
+
+
+async def forget(cluster: Cluster, topic: str, partitions: int) -> None:
+    admin = AIOKafkaAdminClient(bootstrap_servers=cluster.bootstrap)
+    await admin.start()
+    name = cluster.topic(topic)
+    await admin.delete_records({TopicPartition(name, p): RecordsToDelete(before_offset=-1) for p in range(partitions)})
+    await admin.close()
 
 
 async def test_a_small_run_is_not_stuck_behind_a_large_one(system: Spine) -> None:

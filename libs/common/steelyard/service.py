@@ -100,7 +100,8 @@ class Service:
 
         def register(turn: H) -> H:
             self._note(turn)
-            self._loops.append((turn, every, bell))
+            publishes = any(get_origin(hint) is Publish for hint in get_type_hints(turn).values())
+            self._loops.append((turn if publishes else lambda _: turn(), every, bell))
             return turn
 
         return register

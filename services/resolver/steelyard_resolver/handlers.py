@@ -33,7 +33,7 @@ def resolver(settings: Settings, cluster: Cluster, database: Database) -> Servic
         asked.set()
 
     @service.loop(every=1.0, bell=asked)
-    async def expand_runs(_: Publish[TraceJob], outbox: Outbox[RunExpanded] = Outbox()) -> bool:  # noqa: B008
+    async def expand_runs(outbox: Outbox[RunExpanded] = Outbox()) -> bool:  # noqa: B008
         """One page of one run a turn, so that a huge run blocks nobody."""
         wrote = await expander.turn(outbox)
         if wrote:
@@ -46,8 +46,12 @@ def resolver(settings: Settings, cluster: Cluster, database: Database) -> Servic
         return await dispatcher.turn(publish)
 
     @service.loop(every=max(0.5, settings.redispatch_seconds / 3))
-    async def send_overdue_again(publish: Publish[TraceScored]) -> bool:
+    async def send_overdue_again(
+        publish: Publish[TraceScored],
+        outbox: Outbox[RunExpanded] = Outbox(),  # noqa: B008
+    ) -> bool:
         """Jobs that were read or lost without an outcome; what was sent too often is settled as undeliverable."""
+        await late.release_again(outbox)
         if await late.turn(publish):
             room.set()
         return False

@@ -4,11 +4,12 @@ import logging
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from steelyard.events import TraceScored
+from steelyard.events import RunExpanded, TraceScored
 from steelyard.runs import PairState
 from steelyard.service import Publish
 from steelyard.store import ledger
 from steelyard.store.database import Database
+from steelyard.store.outbox import Outbox
 from steelyard_resolver.readers import SharedReaders
 
 log = logging.getLogger(__name__)
@@ -30,6 +31,13 @@ class Overdue:
     def __init__(self, database: Database, readers: SharedReaders, after_seconds: float) -> None:
         self._database, self._readers, self._after = database, readers, timedelta(seconds=after_seconds)
         self._checkpoint: Checkpoint | None = None
+
+    async def release_again(self, outbox: Outbox[RunExpanded]) -> int:
+        """A run's end hangs on one message: the ledger knows that it is still owed, so it is sent until it is heard."""
+        async with self._database.begin() as tx:
+            lost = await ledger.unreleased(tx, 2 * self._after.total_seconds())
+            await outbox.put(tx, *(RunExpanded(run_id=run, project_id=project) for run, project in lost))
+        return len(lost)
 
     async def turn(self, publish: Publish[TraceScored]) -> int:
         async with self._database.begin() as tx:

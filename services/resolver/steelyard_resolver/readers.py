@@ -47,4 +47,7 @@ class SharedReaders:
         return await self._readers.ends(TraceScored.topic, TraceScored.partitions)
 
     async def settled_scores(self) -> dict[int, int]:
-        return await self._readers.committed("aggregator", TraceScored.topic, TraceScored.partitions)
+        """What the aggregator has read, or what nobody can read any more."""
+        firsts = await self._readers.beginnings(TraceScored.topic, TraceScored.partitions)
+        read = await self._readers.committed("aggregator", TraceScored.topic, TraceScored.partitions)
+        return {p: max(first, read.get(p, 0)) for p, first in firsts.items()}

@@ -33,7 +33,7 @@ def scheduler(settings: Settings, database: Database) -> Service:
     service.parts.append(database)
 
     @service.loop(every=LOOK_EVERY)
-    async def look(_: object) -> bool:
+    async def look() -> bool:
         """One place counts the ledger: the same queries from every pod would cost more than they tell."""
         async with database.begin() as tx:
             for name, value in (await ledger.census(tx)).items():
@@ -41,7 +41,7 @@ def scheduler(settings: Settings, database: Database) -> Service:
         return False
 
     @service.loop(every=TIDY_EVERY)
-    async def tidy(_: object) -> bool:
+    async def tidy() -> bool:
         """In pages, each its own transaction: a large clean-up never holds up the work."""
         async with database.begin() as tx:
             pruned = await ledger.prune(tx, settings.ledger_days, PAGE)

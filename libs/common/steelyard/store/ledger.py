@@ -95,6 +95,11 @@ async def expanded(tx: Tx, run_id: UUID) -> None:
     await tx.execute(_EXPANDED, {"run": run_id})
 
 
+async def unreleased(tx: Tx, seconds: float) -> list[tuple[UUID, UUID]]:
+    """Runs that were expanded long ago and still wait for somebody to hear of it: the message was lost."""
+    return [(r.id, r.project_id) for r in await tx.execute(_UNRELEASED, {"seconds": seconds})]
+
+
 async def fail_run(tx: Tx, run_id: UUID, why: str) -> None:
     """For a run that could not do its work at all."""
     await tx.execute(_FAIL_RUN, {"run": run_id, "why": why})
@@ -331,6 +336,12 @@ _EXPANDED = text(
     """
     UPDATE runs SET expanded = true, status = CASE status WHEN 'PENDING' THEN 'RUNNING' ELSE status END
     WHERE id = :run
+    """
+)
+_UNRELEASED = text(
+    """
+    SELECT id, project_id FROM runs WHERE status IN ('PENDING', 'RUNNING') AND expanded AND held
+        AND created_at < now() - make_interval(secs => :seconds)
     """
 )
 _FAIL_RUN = text(
