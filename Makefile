@@ -1,5 +1,6 @@
 # Every target sets itself up: a fresh checkout needs Python 3.11+, make, Java 17+ and Maven, nothing else.
 SHELL := /bin/bash
+.SHELLFLAGS := -o pipefail -c
 PYTHON ?= python3
 PY := .venv/bin/python
 KAFKA := .local/kafka-4.1.1
@@ -80,5 +81,5 @@ $(KAFKA)/installed: deploy/local/kafka/pom.xml
 	@java -XshowSettings:properties -version 2>&1 | awk '/java.specification.version/ { exit !($$3 >= 17) }' || { echo "Java is too old: install version 17 or newer (Debian: apt install openjdk-17-jre-headless)"; exit 1; }
 	@command -v mvn >/dev/null || { echo "Maven is missing: install it (Debian: apt install maven)"; exit 1; }
 	@echo "fetching Kafka's jars into .local (seconds, once)"
-	@rm -rf $(KAFKA) && mvn -q -B -Dstyle.color=never -f $< dependency:copy-dependencies -DoutputDirectory=$(CURDIR)/$(KAFKA) -DincludeScope=runtime
+	@rm -rf $(KAFKA) && mvn -q -B -Dstyle.color=never -f $< dependency:copy-dependencies -DoutputDirectory=$(CURDIR)/$(KAFKA) -DincludeScope=runtime | sed -e 's/\x1b\[[0-9;]*m//g' -e '/^$$/d'
 	@touch $@

@@ -63,7 +63,7 @@ def start_logging(level: str, form: str) -> None:
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
     # aiokafka calls it an error that a new broker has no coordinator for a moment.
     logging.getLogger("aiokafka.consumer.group_coordinator").setLevel(logging.CRITICAL)
-    for noisy in ("aiokafka", "faststream", "uvicorn.access", "LiteLLM", "httpx", "alembic"):
+    for noisy in ("aiokafka", "faststream", "uvicorn.access", "uvicorn.error", "LiteLLM", "httpx", "alembic"):
         logging.getLogger(noisy).setLevel(max(logging.WARNING, logging.getLogger().level))
 
 

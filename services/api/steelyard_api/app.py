@@ -1,5 +1,7 @@
 """The API: its routes, its documentation, and what surrounds them."""
 
+import logging
+import os
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any
@@ -15,6 +17,7 @@ from steelyard_api import errors, runs, traces
 from steelyard_api.shapes import Failure
 from steelyard_api.wire import BodyLimit, RequestId
 
+log = logging.getLogger(__name__)
 DESCRIPTION = """
 Steelyard tells you whether your LLM agents work: send traces, start a run, read scores.
 
@@ -37,6 +40,7 @@ def api(settings: Settings, database: Database, running: Running | None = None) 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         async with running() if running else _nothing():
+            log.info("api: ready, pid %d, http://%s:%d/docs", os.getpid(), settings.http_host, settings.http_port)
             yield
         await database.stop()
 

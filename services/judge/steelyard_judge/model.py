@@ -19,7 +19,7 @@ from pydantic import ValidationError
 from steelyard.clock import utc_now
 from steelyard.errors import Later
 from steelyard.metrics.judging import Question, Reply
-from steelyard.providers import provider_of
+from steelyard.providers import RULES, default_model, provider_of
 from steelyard.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -69,7 +69,9 @@ class Gateway:
     _session: Any = None
 
     async def start(self) -> None:
-        pass
+        """Where a model will be asked, its library is loaded before the first question waits for it."""
+        if default_model(self.settings.judge_model, self.settings.judge_base_url, os.environ) != RULES:
+            await self._library()
 
     async def stop(self) -> None:
         if self._session is not None:
