@@ -27,7 +27,7 @@ from steelyard.kafka import Cluster, Publisher
 from steelyard.settings import Settings
 from steelyard.store.database import temporary
 from steelyard.store.outbox import Outbox, Relay
-from steelyard.window import Window
+from steelyard.window import FETCH_WAIT_MS, Window
 
 log = logging.getLogger(__name__)
 E = TypeVar("E", bound=Event)
@@ -224,7 +224,7 @@ class _Running:
             rebalance_timeout_ms=30_000,
             session_timeout_ms=int(self._settings.kafka_session_seconds * 1000),
             heartbeat_interval_ms=int(self._settings.kafka_session_seconds * 300),
-            fetch_max_wait_ms=200,
+            fetch_max_wait_ms=FETCH_WAIT_MS,
             decoder=_as_it_is,
         )
         delivery = Delivery(self._service.name, topic, self._publisher)

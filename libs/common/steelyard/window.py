@@ -18,6 +18,9 @@ from steelyard.progress import Progress, remembered
 
 log = logging.getLogger(__name__)
 Work = Callable[[Any], Awaitable[None]]
+# aiokafka has one fetch under way per broker. A partition that was just drained is not in it: its next records wait
+# until that fetch returns, half a second by default, and the window's refill would pay that every time.
+FETCH_WAIT_MS = 40
 
 
 class Window(ConsumerRebalanceListener):  # type: ignore[misc]
@@ -65,6 +68,7 @@ class Window(ConsumerRebalanceListener):  # type: ignore[misc]
             group_id=self._cluster.group(self._service),
             enable_auto_commit=False,  # the default commits what is still in flight, and a crash loses it
             auto_offset_reset="earliest",
+            fetch_max_wait_ms=FETCH_WAIT_MS,
             max_poll_interval_ms=int(self._max_poll_seconds * 1000),
             session_timeout_ms=int(self._session_seconds * 1000),
             heartbeat_interval_ms=int(self._session_seconds * 300),
