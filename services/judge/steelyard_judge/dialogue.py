@@ -6,15 +6,23 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Protocol
 
+import orjson
+
 from steelyard.errors import Later
 from steelyard.metrics.judging import Case, Embed, Metric, NotScored, Question, Reply, Score, metadata_of
 from steelyard.metrics.rules import JUDGE, rule
 from steelyard.providers import RULES
 from steelyard.traces import Trace
 from steelyard_judge.embeddings import Embedder
-from steelyard_judge.model import Gateway, Unanswered, Usage
+from steelyard_judge.model import Gateway, TooLarge, Unanswered, Usage
 
-LONGEST = 8000
+LONGEST, MOST_ITEMS = 8000, 200
+# An outcome travels in one message of at most 256 KiB.
+MOST_BYTES = 100_000
+
+
+# Some things are plain to see: then nobody is asked, whoever the judge is.
+DECIDED = {"kind": "code"}
 
 
 class Answerer(Protocol):
@@ -60,19 +68,34 @@ def case_of(trace: Trace, secret: str) -> Case:
 
 
 async def converse(metric: Metric, case: Case, answerer: Answerer, embedder: Embedder) -> Score | NotScored:
-    asked_judge = False
+    """A trace that is too large for the model is shown once more at half the size."""
+    try:
+        return await _conversation(metric, case, answerer, embedder)
+    except TooLarge:
+        case = replace(case, tokens=case.tokens // 2)
+    try:
+        return await _conversation(metric, case, answerer, embedder)
+    except TooLarge as e:
+        return _told(metric, case, NotScored(e.reason), e.judge, asked=True)
+
+
+async def _conversation(metric: Metric, case: Case, answerer: Answerer, embedder: Embedder) -> Score | NotScored:
+    asked_judge = asked_any = False
     talk = metric.judging(case)
     answer: Any = None
     try:
         while True:
             asked: Question | Embed = talk.send(answer)
+            asked_any = True
             if isinstance(asked, Embed):
                 answer = await embedder.embed(asked.texts)
             else:
                 asked_judge, answer = True, await answerer.answer(asked)
     except StopIteration as end:
         result: Score | NotScored = end.value
-        judge = answerer.judge() if asked_judge else {}
+        judge = answerer.judge() if asked_judge else {} if asked_any else DECIDED
+    except TooLarge:
+        raise
     except Unanswered as e:
         result = NotScored(e.reason, {"reply": e.reply} if e.reply else {})
         judge = dict(e.judge)
@@ -89,17 +112,28 @@ def _told(
         told["rendering"] = case.rendering.cut
     if asked and case.rendering.suspected:
         told["injection_suspected"] = list(case.rendering.suspected)
-    return replace(result, reason=clipped(result.reason, 2000), metadata=_clipped(told))
+    return replace(result, reason=clipped(result.reason, 2000), metadata=small(told))
 
 
-def _clipped(value: Any) -> Any:
-    """Visibly: an outcome travels in one message, and a reader must see that something is missing."""
+def small(told: dict[str, Any]) -> dict[str, Any]:
+    """Cut visibly, and harder until all of it fits."""
+    longest, most = LONGEST, MOST_ITEMS
+    while True:
+        cut: dict[str, Any] = _clipped(told, longest, most)
+        if len(orjson.dumps(cut, option=orjson.OPT_NON_STR_KEYS, default=str)) <= MOST_BYTES or longest <= 60:
+            return cut
+        longest, most = longest // 2, max(10, most // 2)
+
+
+def _clipped(value: Any, longest: int, most: int) -> Any:
     if isinstance(value, str):
-        return clipped(value, LONGEST)
+        return clipped(value, longest)
     if isinstance(value, dict):
-        return {k: _clipped(v) for k, v in list(value.items())[:200]}
+        kept = {k: _clipped(v, longest, most) for k, v in list(value.items())[:most]}
+        return kept | ({"…": f"{len(value) - most} more were cut"} if len(value) > most else {})
     if isinstance(value, list | tuple):
-        return [_clipped(v) for v in value[:200]]
+        some = [_clipped(v, longest, most) for v in value[:most]]
+        return some + ([f"…{len(value) - most} more were cut…"] if len(value) > most else [])
     return value
 
 

@@ -14,6 +14,10 @@ from steelyard.errors import Later
 from steelyard.metrics.judging import Embedded
 from steelyard_judge.model import Gateway
 
+LOCAL = (None, "local/use-multilingual-v3", "local/ngram-hash-v1")
+MOST_AT_ONCE = 64
+CHILD_SECONDS = 60
+
 
 class Embedder(Protocol):
     async def embed(self, texts: Sequence[str]) -> Embedded: ...
@@ -29,16 +33,22 @@ class LocalEmbedder:
     """One child, one question at a time: texts that wait meanwhile are asked for together."""
 
     def __init__(self, model: str | None = None) -> None:
+        if model not in LOCAL:
+            raise ValueError(f"EMBEDDING_MODEL={model}: local embedders are {', '.join(filter(None, LOCAL))}")
         self._model = model
         self._child: asyncio.subprocess.Process | None = None
         self._who: dict[str, Any] = {}
-        self._turn = asyncio.Lock()
         self._waiting: list[tuple[Sequence[str], asyncio.Future[Embedded]]] = []
+        # A task of its own asks: a conversation that is cancelled takes no answer from the others.
+        self._asking: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
         """Started with its first question: most of its second is loading the model."""
 
     async def stop(self) -> None:
+        if self._asking is not None:
+            self._asking.cancel()
+            await asyncio.gather(self._asking, return_exceptions=True)
         if self._child is not None and self._child.returncode is None:
             assert self._child.stdin is not None
             self._child.stdin.close()
@@ -54,31 +64,43 @@ class LocalEmbedder:
     async def embed(self, texts: Sequence[str]) -> Embedded:
         answer: asyncio.Future[Embedded] = asyncio.get_running_loop().create_future()
         self._waiting.append((texts, answer))
-        async with self._turn:
-            if not answer.done():
-                await self._ask(self._waiting[:64])
+        if self._asking is None or self._asking.done():
+            self._asking = asyncio.create_task(self._ask_all())
         return await answer
 
-    async def _ask(self, asked: list[tuple[Sequence[str], "asyncio.Future[Embedded]"]]) -> None:
-        del self._waiting[: len(asked)]
-        try:
-            vectors = await asyncio.wait_for(self._vectors([t for texts, _ in asked for t in texts]), 60)
-        except BaseException as e:
-            # Half an answer may be in the pipe: the next question gets a new child.
-            if self._child is not None and self._child.returncode is None:
-                self._child.kill()
-            for _, answer in asked:
+    async def _ask_all(self) -> None:
+        while self._waiting:
+            asked, self._waiting = self._waiting[:MOST_AT_ONCE], self._waiting[MOST_AT_ONCE:]
+            asked = [(texts, answer) for texts, answer in asked if not answer.done()]
+            try:
+                vectors = await self._answered([t for texts, _ in asked for t in texts])
+            except BaseException as e:
+                await self._kill()  # half an answer may be in the pipe: the next question gets a new child
+                for _, answer in asked:
+                    if not answer.done():
+                        answer.set_exception(Later(f"the embedder gave no vectors ({type(e).__name__})"))
+                if isinstance(e, asyncio.CancelledError):
+                    raise
+                continue
+            a, b = self._who["calibration"]
+            for texts, answer in asked:
+                some, vectors = vectors[: len(texts)], vectors[len(texts) :]
                 if not answer.done():
-                    answer.set_exception(Later("the embedder ended in the middle of a question"))
-                    answer.exception()
-            if isinstance(e, asyncio.CancelledError):
-                raise
-            return
-        for texts, answer in asked:
-            some, vectors = vectors[: len(texts)], vectors[len(texts) :]
-            if not answer.done():
-                a, b = self._who["calibration"]
-                answer.set_result(Embedded(tuple(some), self._who["embedder"], (a, b)))
+                    answer.set_result(Embedded(tuple(some), self._who["embedder"], (a, b)))
+
+    async def _answered(self, texts: Sequence[str]) -> list[list[float]]:
+        """A child that died is replaced, once: a text that kills two of them would kill a third."""
+        try:
+            return await asyncio.wait_for(self._vectors(texts), CHILD_SECONDS)
+        except (asyncio.IncompleteReadError, ConnectionError):
+            await self._kill()
+            return await asyncio.wait_for(self._vectors(texts), CHILD_SECONDS)
+
+    async def _kill(self) -> None:
+        if self._child is not None:
+            with contextlib.suppress(ProcessLookupError):
+                self._child.kill()
+            await self._child.wait()
 
     async def _vectors(self, texts: Sequence[str]) -> list[list[float]]:
         child = await self._running()

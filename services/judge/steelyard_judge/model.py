@@ -3,8 +3,10 @@
 import asyncio
 import contextlib
 import hashlib
+import json
 import logging
 import os
+import random
 import re
 import time
 from collections.abc import Mapping, Sequence
@@ -13,13 +15,12 @@ from email.utils import parsedate_to_datetime
 from types import ModuleType
 from typing import Any
 
-import orjson
 from pydantic import ValidationError
 
 from steelyard.clock import utc_now
 from steelyard.errors import Later
 from steelyard.metrics.judging import Question, Reply
-from steelyard.providers import RULES, default_model, provider_of
+from steelyard.providers import PROVIDERS, RULES, default_model, provider_of
 from steelyard.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -34,6 +35,10 @@ class Unanswered(Exception):
     def __init__(self, reason: str, judge: Mapping[str, Any], reply: str | None = None) -> None:
         super().__init__(reason)
         self.reason, self.judge, self.reply = reason, judge, reply
+
+
+class TooLarge(Unanswered):
+    """The model cannot take this much text; less of it may do."""
 
 
 @dataclass
@@ -89,7 +94,7 @@ class Gateway:
                 return _read(said, question)
             except ValueError as e:
                 problem = str(e)
-        raise Unanswered(f"the judge's reply cannot be used: {problem}", self._judge(model, usage), said[:2000])
+        raise Unanswered(f"the judge's reply cannot be used: {problem}", self._judge(model, usage), said)
 
     async def embed(self, model: str, texts: Sequence[str]) -> tuple[Sequence[float], ...]:
         answer = await self._call("aembedding", model, Usage(), input=list(texts))
@@ -107,27 +112,34 @@ class Gateway:
         more: dict[str, Any] = {"messages": messages, "max_tokens": s.judge_max_tokens}
         if s.judge_temperature is not None:
             more["temperature"] = s.judge_temperature
-        while True:
-            rung = self._rung.get(model, 0)
+        answer = await self._formatted(question, model, usage, more)
+        choice = answer.choices[0]
+        if choice.finish_reason == "length":
+            reason = "the judge's reply was cut off (JUDGE_MAX_TOKENS)"
+            raise Unanswered(reason, self._judge(model, usage), choice.message.content)
+        refusal = getattr(choice.message, "refusal", None)
+        if refusal or choice.finish_reason == "content_filter":
+            raise Unanswered("the judge refused to answer", self._judge(model, usage), refusal)
+        return choice.message.content or ""
+
+    async def _formatted(self, question: Question, model: str, usage: Usage, more: Mapping[str, Any]) -> Any:
+        """Down the ladder while the request is refused; a lower rung is remembered when it was taken."""
+        first = self._rung.get(model, 0)
+        for rung in range(first, len(LADDER)):
             try:
                 answer = await self._call("acompletion", model, usage, **more, **_format(LADDER[rung], question.reply))
             except _FormatRefused:
-                if rung + 1 == len(LADDER):
-                    raise Unanswered("the model refuses the request", self._judge(model, usage)) from None
-                self._rung[model] = max(self._rung.get(model, 0), rung + 1)
-                log.info("%s refuses response_format %s; from now on: %s", model, LADDER[rung], LADDER[rung + 1])
                 continue
-            choice = answer.choices[0]
-            if choice.finish_reason == "length":
-                raise Unanswered("the judge's reply was cut off (JUDGE_MAX_TOKENS)", self._judge(model, usage))
-            if getattr(choice.message, "refusal", None) or choice.finish_reason == "content_filter":
-                raise Unanswered("the judge refused to answer", self._judge(model, usage), str(choice.message.refusal))
-            return choice.message.content or ""
+            if rung > self._rung.get(model, 0):
+                self._rung[model] = rung
+                log.info("%s refuses response_format %s; from now on: %s", model, LADDER[first], LADDER[rung])
+            return answer
+        raise AssertionError("without a response_format nothing is refused because of one")
 
     async def _call(self, verb: str, model: str, usage: Usage, **more: Any) -> Any:
         gate = self._gates.setdefault(self._account(model), Gate())
         if (wait := gate.until - time.monotonic()) > 0:
-            raise Later(gate.why, after=wait + 0.1)
+            raise Later(gate.why, after=wait + _jitter(wait))
         litellm = await self._library()
         began = time.perf_counter()
         usage.calls += 1
@@ -156,7 +168,7 @@ class Gateway:
         s = self.settings
         provider = provider_of(model)
         if s.judge_base_url and (provider is None or provider.key == "openai"):
-            key = s.judge_api_key.get_secret_value() if s.judge_api_key else os.environ.get("OPENAI_API_KEY", "none")
+            key = s.judge_api_key.get_secret_value() if s.judge_api_key else "none"
             name = model if model.startswith("openai/") else f"openai/{model}"
             return {"model": name, "api_base": s.judge_base_url, "api_key": key}
         if provider and not model.startswith(provider.prefixes):
@@ -171,17 +183,17 @@ class Gateway:
     def _meaning(self, e: Exception, model: str, gate: Gate, usage: Usage, formatted: bool) -> Exception:
         """A provider's error as one of few words. Its text may quote our key or the judged text, so little of it stays."""
         status = getattr(e, "status_code", None)
-        kind, said = type(e).__name__, _SECRET.sub("…", str(e))[:300]
+        kind, said = type(e).__name__, self._without_keys(str(e))[:300]
         judge = self._judge(model, usage)
         quota = "insufficient_quota" in str(e) or "billing" in str(e).lower()
         if status == 429 and not quota:
             wait = _retry_after(e)
-            gate.until, gate.why = time.monotonic() + wait, f"{model} is rate limited"
-            return Later(gate.why, after=wait)
+            gate.until, gate.why = max(gate.until, time.monotonic() + wait), f"{model} is rate limited"
+            return Later(gate.why, after=wait + _jitter(wait))
         if quota:
             return Unanswered(f"the quota of {model} is exhausted", judge)
         if kind == "ContextWindowExceededError":
-            return Unanswered("the trace is too large for the model", judge)
+            return TooLarge("the trace is too large for the model", judge)
         if kind in ("Timeout", "APIConnectionError") or status is None or status == 408 or status >= 500:
             return Later(f"{model} is not reachable ({kind})")
         if status == 400 and formatted and re.search(r"response_format|json_schema|json mode", str(e), re.IGNORECASE):
@@ -189,6 +201,14 @@ class Gateway:
         if status in (401, 403):
             return Unanswered(f"{model} refuses the key (status {status})", judge)
         return Unanswered(f"{model} refuses the request (status {status}: {said})", judge)
+
+    def _without_keys(self, text: str) -> str:
+        """Our keys by what they are, others by what they look like."""
+        ours = [os.environ.get(v, "") for p in PROVIDERS for v in p.variables]
+        ours += [self.settings.judge_api_key.get_secret_value()] if self.settings.judge_api_key else []
+        for key in sorted((k for k in ours if len(k) >= 4), key=len, reverse=True):
+            text = text.replace(key, "…")
+        return _SECRET.sub("…", text)
 
     async def _library(self) -> ModuleType:
         if self._litellm is None:
@@ -230,8 +250,8 @@ def _read(said: str, question: Question) -> Reply:
     if text.startswith("```"):
         text = re.sub(r"^```(?:json)?\s*|\s*```$", "", text)
     try:
-        given = orjson.loads(text)
-    except orjson.JSONDecodeError:
+        given = json.loads(text, object_pairs_hook=_once, parse_constant=_no_number)
+    except (json.JSONDecodeError, RecursionError):
         raise ValueError("it is not one JSON object") from None
     try:
         reply = question.reply.model_validate(given)
@@ -241,6 +261,23 @@ def _read(said: str, question: Question) -> Reply:
     if reply.nonce != question.case.nonce:
         raise ValueError("its nonce is not the one that was asked for")
     return reply
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """orjson would take the last of two verdicts."""
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
+        raise ValueError("it says something twice")
+    return fields
+
+
+def _no_number(constant: str) -> float:
+    raise ValueError(f"it is not one JSON object: {constant} is no JSON")
+
+
+def _jitter(wait: float) -> float:
+    """So that not everybody who waited knocks in the same moment."""
+    return random.uniform(0.05, 0.05 + min(5.0, wait * 0.05))
 
 
 def _count(litellm: ModuleType, answer: Any, model: str, usage: Usage) -> None:

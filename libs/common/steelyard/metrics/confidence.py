@@ -2,6 +2,7 @@
 
 from pydantic import Field
 
+from steelyard.metrics.extraction import wordless
 from steelyard.metrics.judging import Case, Judging, Level, NotScored, Reply, Score, question
 from steelyard.metrics.plain import plain_text
 
@@ -24,8 +25,8 @@ class Confidence(Reply):
 
 
 def confidence(case: Case) -> Judging:
-    if not plain_text(case.trace.output, last=True).strip() and not case.trace.spans:
-        return Score(0.0, "The run has no steps and no answer: there is nothing to be confident in.")
+    if said := wordless(plain_text(case.trace.output, last=True)):
+        return Score(0.0, f"There is nothing to be confident in: {said}.")
     ask = 'Grade. JSON: {"nonce": "…", "score": 0 | 0.25 | 0.5 | 0.75 | 1, "reason": "…", "evidence": [span numbers]}'
     verdict: Confidence = yield question(case, "grade", TASK, Confidence, ask)
     if invented := [n for n in verdict.evidence if not 0 <= n <= case.rendering.spans]:

@@ -1,5 +1,7 @@
 """What the trace was about: its task and its outcome, extracted once and shared by the metrics that need them."""
 
+import unicodedata
+
 from pydantic import Field
 
 from steelyard.metrics.judging import Case, Question, Reply, question
@@ -12,6 +14,17 @@ otherwise write that the agent claims it. Mention refusals, errors and things le
 class TaskOutcome(Reply):
     task: str = Field(description="what the user wanted, in one or two sentences")
     outcome: str = Field(description="what the record shows was achieved, strictly factual, in one to three sentences")
+
+
+def wordless(text: str) -> str | None:
+    """Why this is no answer at all, or None. A lone ":" has been seen to earn full marks from large judges; a lone
+    letter or digit may well be the answer."""
+    if not text.strip():
+        return "the agent gave no answer"
+    if any(unicodedata.category(c)[0] in "LN" for c in text):
+        return None
+    symbols = [c for c in text if unicodedata.category(c)[0] == "S"]
+    return None if len(symbols) > 1 else f"the agent's answer has no words: {text.strip()[:20]}"
 
 
 def extraction(case: Case) -> Question:

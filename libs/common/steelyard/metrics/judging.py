@@ -6,7 +6,7 @@ from dataclasses import field as made
 from functools import cached_property
 from typing import Annotated, Any, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 from steelyard.metrics.rendering import BUDGET_TOKENS, Rendering, render
 from steelyard.traces import Trace
@@ -20,8 +20,16 @@ def _anchored(value: float) -> float:
     return value
 
 
+def _number(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise ValueError("a number, not true or false")
+    return value
+
+
 # Few levels, each with its description in the rubric: what a judge can tell apart.
-Level = Annotated[float, Field(json_schema_extra={"enum": list(LEVELS)}), AfterValidator(_anchored)]
+Level = Annotated[
+    float, BeforeValidator(_number), Field(json_schema_extra={"enum": list(LEVELS)}), AfterValidator(_anchored)
+]
 
 
 class Reply(BaseModel):

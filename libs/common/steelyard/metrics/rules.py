@@ -4,13 +4,14 @@ import re
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import groupby, pairwise
+from operator import itemgetter
 from typing import Any
 
 import orjson
 
 from steelyard.metrics.confidence import Confidence
-from steelyard.metrics.extraction import TaskOutcome
+from steelyard.metrics.extraction import TaskOutcome, wordless
 from steelyard.metrics.judging import Case, Reply
 from steelyard.metrics.plain import plain_text, tool_calls
 from steelyard.metrics.task_completion import Completion
@@ -21,7 +22,7 @@ JUDGE = {"kind": "heuristic", "version": "rules-v1"}
 MOST_FOR_COMPLETION = 0.75
 
 _REFUSAL = re.compile(
-    r"\b(?:i(?:'m| am) (?:sorry|afraid|unable|not able)|(?:i )?(?:can(?:no|')t|cannot|won't|will not|am not allowed to) "
+    r"\b(?:i(?:'m| am) (?:unable|not able) to|(?:i )?(?:can(?:no|')t|cannot|won't|will not|am not allowed to) "
     r"(?:help|assist|do|answer|provide|process|complete|comply|fulfil|share|access|discuss|support)"
     r"|not (?:able|allowed|permitted) to (?:help|assist|do|answer|provide|process|complete)"
     r"|(?:beyond|outside) (?:my|the) (?:capabilities|scope)|against (?:my|our) (?:policy|policies|guidelines))",
@@ -30,7 +31,7 @@ _REFUSAL = re.compile(
 _UNDONE = re.compile(
     r"\b(?:(?:could|was|were|did)(?:n't| not) (?:\w+ )?(?:able|find|complete|reach|finish|retrieve|get|resolve|succeed|load)"
     r"|unable to|failed to|no (?:results?|answer|data) (?:was|were|found)|gave up|giving up|try again later"
-    r"|something went wrong|an error (?:occurred|happened)|unfortunately)",
+    r"|something went wrong|an error (?:occurred|happened))",
     re.IGNORECASE,
 )
 _HEDGE = re.compile(
@@ -65,7 +66,7 @@ def _complete(case: Case) -> Ruling:
     level, fired = MOST_FOR_COMPLETION, list[str]()
     for rule_name, applies, most in (
         ("trace_failed", facts.status == TraceStatus.ERROR, 0.0),
-        ("empty_output", len(facts.output) <= 1, 0.0),
+        ("empty_output", wordless(facts.output) is not None, 0.0),
         ("refusal", facts.refuses, 0.0),
         ("last_tool_failed", facts.last_tool_failed, 0.25),
         ("most_tools_failed", facts.tools > 0 and facts.tool_errors * 2 > facts.tools, 0.25),
@@ -84,13 +85,13 @@ def _trust(case: Case) -> Ruling:
     lost, fired = 0.0, list[str]()
     for rule_name, applies, costs in (
         ("trace_failed", facts.status == TraceStatus.ERROR, 0.5),
-        ("empty_output", len(facts.output) <= 1, 1.0),
+        ("empty_output", wordless(facts.output) is not None, 1.0),
         ("refusal", facts.refuses, 0.5),
         ("looped", facts.most_repeats >= 3, 0.75),
         ("repeated_call", facts.most_repeats == 2, 0.25),
         ("hedging", facts.hedges >= 1, 0.25),
         ("much_hedging", facts.hedges >= 3, 0.5),
-        ("says_undone", facts.says_undone, 0.25),
+        ("says_undone", facts.says_undone and not facts.refuses, 0.5),
         ("failed_then_repeated", facts.failed_then_repeated, 0.25),
         ("unrecovered_error", facts.errors > 0 and not facts.recovered, 0.5),
     ):
@@ -127,11 +128,11 @@ class Facts:
 
     @classmethod
     def of(cls, case: Case) -> "Facts":
-        spans, output = case.trace.spans, plain_text(case.trace.output, last=True).strip()
+        spans = case.trace.spans
+        output = plain_text(case.trace.output, last=True).strip().replace("\u2019", "'")  # models write both
         tools = [s for s in spans if s.kind == SpanKind.TOOL]
         failed = [s for s in spans if _failed(s)]
-        calls = Counter(_call(s) for s in tools)
-        (tool, _), repeats = calls.most_common(1)[0] if calls else (("", ""), 0)
+        tool, repeats = _most_repeated(tools)
         return cls(
             status=case.trace.status,
             output=output,
@@ -156,7 +157,19 @@ def _failed(span: Span) -> bool:
 
 
 def _call(span: Span) -> tuple[str, str]:
-    return span.name, orjson.dumps(span.input, option=orjson.OPT_SORT_KEYS, default=str).decode()
+    return span.name, _dumped(span.input)
+
+
+def _dumped(value: Any) -> str:
+    return orjson.dumps(value, option=orjson.OPT_SORT_KEYS, default=str).decode()
+
+
+def _most_repeated(tools: list[Span]) -> tuple[str, int]:
+    """The same call with the same result, or several times on end. Tests that run again after each edit are neither."""
+    alike = Counter((*_call(s), _dumped(s.output), s.error) for s in tools)
+    on_end = [(name, len(list(run))) for (name, _), run in groupby(map(_call, tools))]
+    counted = [(key[0], n) for key, n in alike.items()] + on_end
+    return max(counted, key=itemgetter(1), default=("", 0))
 
 
 def _recovered(spans: tuple[Span, ...], last_failed: Span) -> bool:
@@ -184,7 +197,7 @@ def _told(fired: list[str], facts: Facts) -> str:
         "empty_output": "there is no answer",
         "refusal": "the answer refuses the task",
         "last_tool_failed": "the last tool call failed",
-        "most_tools_failed": f"{facts.tool_errors} of {facts.tools} tool calls failed",
+        "most_tools_failed": f"{facts.tool_errors} of {facts.tools} tool calls ended in errors",
         "says_undone": "the answer itself says that something was not done",
         "looped": f"the tool {facts.repeated_tool} was called {facts.most_repeats} times with the same arguments",
         "repeated_call": f"the tool {facts.repeated_tool} was called twice with the same arguments",

@@ -2,7 +2,7 @@
 
 from pydantic import Field
 
-from steelyard.metrics.extraction import TaskOutcome, extraction
+from steelyard.metrics.extraction import TaskOutcome, extraction, wordless
 from steelyard.metrics.judging import Case, Judging, Level, NotScored, Reply, Score, question
 from steelyard.metrics.plain import plain_text
 
@@ -23,13 +23,10 @@ class Completion(Reply):
 
 
 def task_completion(case: Case) -> Judging:
-    """An empty answer needs no judge."""
-    output = plain_text(case.trace.output, last=True).strip()
-    if len(output) <= 1:
-        said = "the agent gave no answer" if not output else "the agent's answer is a single character"
-        return Score(
-            0.0, f"Nothing was completed: {said}.", {"task": plain_text(case.trace.input)[:2000], "outcome": said}
-        )
+    """An answer without words needs no judge."""
+    if said := wordless(plain_text(case.trace.output, last=True)):
+        told = {"task": plain_text(case.trace.input, last=True)[:2000], "outcome": said}
+        return Score(0.0, f"Nothing was completed: {said}.", told)
     seen: TaskOutcome = yield extraction(case)
     verdict: Completion = yield question(case, "compare", TASK, Completion, compared(seen))
     told = {"task": seen.task, "outcome": seen.outcome}
