@@ -1,10 +1,12 @@
 """Drives a metric's conversation to its end, with whoever answers, and says who that was."""
 
+import asyncio
 import hashlib
 import hmac
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Protocol
+from uuid import UUID
 
 import orjson
 
@@ -141,14 +143,33 @@ def clipped(text: str, size: int) -> str:
     return text if len(text) <= size else f"{text[: size - 30]} …{len(text) - size + 30} characters cut…"
 
 
+class _Cases:
+    """The traces under way, each rendered once and large ones off the event loop: heartbeats must not wait."""
+
+    def __init__(self, secret: str, most: int = 32, many_spans: int = 40) -> None:
+        self._secret, self._most, self._many_spans = secret, most, many_spans
+        self._known: dict[tuple[UUID, int], Case] = {}
+
+    async def of(self, trace: Trace) -> Case:
+        key = (trace.trace_id, trace.version)
+        case = self._known.pop(key, None) or case_of(trace, self._secret)
+        self._known[key] = case
+        while len(self._known) > self._most:
+            del self._known[next(iter(self._known))]
+        if len(trace.spans) >= self._many_spans:
+            await asyncio.to_thread(getattr, case, "rendering")
+        return case
+
+
 def scoring(gateway: Gateway, embedder: Embedder, catalogue: Mapping[str, Metric], secret: str) -> Any:
-    """The judge's scorer: a metric of a trace by the run's judge."""
+    """The judge's scorer: a metric of a trace by the run's judge. The metrics of one job share one rendering."""
+    cases = _Cases(secret)
 
     async def score(metric: str, trace: Trace, model: str) -> Score | NotScored:
         found = catalogue.get(metric)
         if found is None:
             raise Later(f"this judge does not know the metric {metric} yet", after=30)
         answerer: Answerer = Rules() if model == RULES else Model(gateway, model)
-        return await converse(found, case_of(trace, secret), answerer, embedder)
+        return await converse(found, await cases.of(trace), answerer, embedder)
 
     return score

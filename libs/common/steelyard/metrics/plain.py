@@ -11,6 +11,7 @@ import orjson
 _TEMPLATE = re.compile(
     r"<\|[^|<>\n]{1,40}\|>|\[/?INST\]|<</?SYS>>|</?s>|<(?:start|end)_of_turn>|\x1b\[[0-9;]*[A-Za-z]", re.IGNORECASE
 )
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
 _BASE64 = re.compile(r"(?:data:[\w/+.-]+;base64,)?[A-Za-z0-9+/]{400,}={0,2}")
 _CONTENT = (
     "content",
@@ -39,7 +40,10 @@ def plain_text(value: Any, last: bool = False) -> str:
 
 def harmless(text: str, boundary: str = "") -> str:
     """Without what is invisible, what turns text around, what ends a chat turn, and what looks like our fence."""
-    text = "".join(c for c in text if c in "\n\t" or unicodedata.category(c) not in ("Cf", "Cc", "Co", "Cs", "Cn"))
+    if text.isascii():  # a hundred times faster, and nearly all that agents write
+        text = _CONTROL.sub("", text)
+    else:
+        text = "".join(c for c in text if c in "\n\t" or unicodedata.category(c) not in ("Cf", "Cc", "Co", "Cs", "Cn"))
     text = _TEMPLATE.sub("⟨mark removed⟩", text)
     if boundary:
         text = re.sub(re.escape(boundary), "⟨mark removed⟩", text, flags=re.IGNORECASE)
