@@ -10,6 +10,7 @@ from sqlalchemy import text
 
 from eventually import eventually
 from steelyard.events import RunRequested, decode
+from steelyard.kafka import Cluster, Publisher
 from steelyard.store.database import Database
 from steelyard.store.outbox import Outbox, Relay
 
@@ -96,6 +97,40 @@ async def test_a_relay_that_dies_between_produce_and_mark_sends_again_and_loses_
     assert await Relay(database).turn(next_one) == 1
     assert next_one.got == [sent.run_id]
     assert await rows(database) == 0
+
+
+async def test_a_relay_process_killed_between_produce_and_mark_loses_nothing(
+    database: Database, urls: Urls, topics: Cluster, tmp_path: Path
+) -> None:
+    events = [event() for _ in range(5)]
+    async with database.begin() as tx:
+        await OUTBOX.put(tx, *events)
+    environment = {
+        **os.environ,
+        **urls.environment(),
+        "KAFKA_BOOTSTRAP": topics.bootstrap,
+        "TOPIC_PREFIX": topics.prefix,
+    }
+    script = [sys.executable, str(Path(__file__).with_name("relay_worker.py")), str(tmp_path / "acknowledged")]
+    process = subprocess.Popen(script, env=environment)
+    try:
+        await eventually((tmp_path / "acknowledged").exists, "the broker has acknowledged")
+    finally:
+        process.kill()
+        process.wait()
+    # Postgres notices the dead connection and gives the rows back.
+    publisher = Publisher(topics)
+    await publisher.start()
+
+    async def relayed() -> bool:
+        return await Relay(database).turn(publisher) == 5
+
+    await eventually(relayed, "the next relay sends them again")
+    await publisher.stop()
+    assert await rows(database) == 0
+    with laboratory(topics, tmp_path) as lab:
+        published = [decode(r.value) for r in await lab.everything("runs.requested")]
+    assert sorted(e.key() for e in published) == sorted([e.key() for e in events] * 2)
 
 
 async def test_two_relays_share_the_work_and_send_nothing_twice(database: Database) -> None:
