@@ -1,14 +1,19 @@
 """The law of the outbox: what was committed is published, what was rolled back is not, whatever dies in between."""
 
 import asyncio
+import os
+import sys
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
 from sqlalchemy import text
 
+from addresses import Urls
 from eventually import eventually
+from laboratory import laboratory
 from steelyard.events import RunRequested, decode
 from steelyard.kafka import Cluster, Publisher
 from steelyard.store.database import Database
@@ -112,12 +117,12 @@ async def test_a_relay_process_killed_between_produce_and_mark_loses_nothing(
         "TOPIC_PREFIX": topics.prefix,
     }
     script = [sys.executable, str(Path(__file__).with_name("relay_worker.py")), str(tmp_path / "acknowledged")]
-    process = subprocess.Popen(script, env=environment)
+    process = await asyncio.create_subprocess_exec(*script, env=environment)
     try:
         await eventually((tmp_path / "acknowledged").exists, "the broker has acknowledged")
     finally:
         process.kill()
-        process.wait()
+        await process.wait()
     # Postgres notices the dead connection and gives the rows back.
     publisher = Publisher(topics)
     await publisher.start()
