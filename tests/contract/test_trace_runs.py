@@ -89,3 +89,14 @@ async def test_the_metrics_say_what_they_are(client: httpx.AsyncClient) -> None:
     assert [p["stage"] for p in metrics[0]["prompt_preview"]] == ["extract", "compare"]
     assert "nonce" in metrics[0]["prompt_preview"][0]["prompt"]
     assert metrics[2]["prompt_preview"] == []
+
+
+async def test_the_callers_trace_goes_on_into_what_a_run_announces(
+    client: httpx.AsyncClient, database: Database
+) -> None:
+    await new_trace(client)
+    parent = {"traceparent": f"00-{'ab' * 16}-{'cd' * 8}-01"}
+    assert (await client.post(RUNS, json={"metrics": ["coherence"]}, headers=parent)).status_code == 202
+    async with database.begin() as tx:
+        headers = (await tx.execute(text("SELECT headers FROM outbox"))).scalar_one()
+    assert "ab" * 16 in headers["traceparent"]

@@ -9,6 +9,7 @@ from uuid import UUID
 import orjson
 import pytest
 
+from steelyard import telemetry
 from steelyard.delivery import Delivery, Limit, MostlyFailing
 from steelyard.errors import Later, Never
 from steelyard.events import Event, RunRequested
@@ -137,3 +138,15 @@ async def test_an_event_of_a_newer_version_waits_instead_of_being_buried() -> No
     done, _ = await asyncio.wait([waiting], timeout=0.3)
     waiting.cancel()
     assert not done and not post.buried
+
+
+async def test_a_trace_context_goes_on_into_what_a_handler_publishes() -> None:
+    parent = f"00-{'ab' * 16}-{'cd' * 8}-01"
+    record = Record(run(1).encode(), headers=(("traceparent", parent.encode()), ("x-other", b"\xff")))
+    seen = list[tuple[str, bytes]]()
+
+    async def handle(event: RunRequested) -> None:
+        seen.extend(telemetry.headers())
+
+    await delivery(Post()).one(record, handle)
+    assert [name for name, _ in seen] == ["traceparent"] and b"ab" * 16 in seen[0][1]

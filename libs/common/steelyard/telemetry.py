@@ -36,11 +36,13 @@ def headers() -> list[tuple[str, bytes]]:
 
 
 @contextmanager
-def continued(name: str, received: Sequence[tuple[str, bytes]]) -> Iterator[None]:
-    """A span whose parent is the one that published the message."""
+def continued(
+    name: str, received: Sequence[tuple[str, bytes]], kind: trace.SpanKind = trace.SpanKind.CONSUMER
+) -> Iterator[None]:
+    """A span whose parent is the one that published the message, or that sent the request."""
     carrier = {k: v.decode("ascii", "ignore") for k, v in received if k in ("traceparent", "tracestate", "baggage")}
     context = propagate.extract(carrier) if carrier else None
-    with trace.get_tracer("steelyard").start_as_current_span(name, context, kind=trace.SpanKind.CONSUMER):
+    with trace.get_tracer("steelyard").start_as_current_span(name, context, kind=kind):
         yield
 
 

@@ -9,9 +9,11 @@ from uuid import uuid4
 import orjson
 from fastapi import Request, Response
 from fastapi.routing import APIRoute
+from opentelemetry.trace import SpanKind
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from steelyard import telemetry
 from steelyard_api.errors import answer
 
 REQUEST_ID = "x-request-id"
@@ -35,7 +37,10 @@ class RequestId:
                 message["headers"] = [*message["headers"], (REQUEST_ID.encode(), said)]
             await send(message)
 
-        return await self._app(scope, receive, respond)
+        # The caller's trace goes on through whatever the request announces.
+        received = [(k.decode("latin-1"), v) for k, v in scope["headers"]]
+        with telemetry.continued(f"{scope['method']} {scope['path']}", received, SpanKind.SERVER):
+            return await self._app(scope, receive, respond)
 
 
 class TooLarge(HTTPException):
