@@ -68,7 +68,8 @@ class Health:
 
 async def readiness(name: str, unwell: Unwell) -> tuple[int, str, bytes]:
     try:
-        why = await asyncio.wait_for(unwell(), 5)
+        async with asyncio.timeout(5):
+            why = await unwell()
     except Exception as e:
         why = f"{type(e).__name__}: {e}" if str(e) else type(e).__name__
     said = {"status": "ready", "service": name} if why is None else {"status": "not ready", "service": name, "why": why}

@@ -59,7 +59,8 @@ class Publisher:
 
     async def unwell(self) -> str | None:
         try:
-            await asyncio.wait_for(self._producer.client.fetch_all_metadata(), 2)
+            async with asyncio.timeout(2):
+                await self._producer.client.fetch_all_metadata()
         except (KafkaError, TimeoutError) as e:
             return f"Kafka does not answer: {type(e).__name__}"
         return None

@@ -27,6 +27,7 @@ from steelyard.kafka import Cluster, Publisher
 from steelyard.settings import Settings
 from steelyard.store.database import temporary
 from steelyard.store.outbox import Outbox, Relay
+from steelyard.tasks import ended, rung
 from steelyard.window import FETCH_WAIT_MS, Window
 
 log = logging.getLogger(__name__)
@@ -150,7 +151,7 @@ class _Running:
                 self._failure.result()
         finally:
             stopping.cancel()
-            await _ended(starting)
+            await ended([starting])
             log.info("%s: stopping", self._service.name)
             await self._stop()
             await health.stop()
@@ -278,8 +279,7 @@ class _Running:
                 tries += 1
                 await asyncio.sleep(min(10.0, 0.2 * 2**tries))
             if not again:
-                with suppress(TimeoutError):
-                    await asyncio.wait_for(bell.wait() if bell else asyncio.Event().wait(), every)
+                await rung(bell or asyncio.Event(), every)
                 if bell:
                     bell.clear()
 
@@ -303,9 +303,7 @@ class _Running:
         for stop in reversed(self._started[1 + len(self._service.parts) :]):
             with suppress(KafkaError):
                 await stop()
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await ended(self._tasks)
         for stop in reversed(self._started[: 1 + len(self._service.parts)]):
             with suppress(Exception):
                 await stop()
@@ -377,13 +375,6 @@ async def _raised(failure: "asyncio.Future[None]") -> None:
 
 async def _first(*waited: "asyncio.Future[Any]") -> None:
     await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
-
-
-async def _ended(task: "asyncio.Task[None]") -> None:
-    if not task.done():
-        task.cancel()
-    with suppress(BaseException):
-        await task
 
 
 # Reading signatures.

@@ -15,6 +15,7 @@ from aiokafka.errors import CommitFailedError, IllegalStateError, KafkaError
 from steelyard import telemetry
 from steelyard.kafka import Cluster
 from steelyard.progress import Progress, remembered
+from steelyard.tasks import ended, rung
 
 log = logging.getLogger(__name__)
 Work = Callable[[Any], Awaitable[None]]
@@ -84,14 +85,10 @@ class Window(ConsumerRebalanceListener):  # type: ignore[misc]
     async def stop(self) -> None:
         """Take nothing new, let what is in flight finish, hand back what does not, and say how far it came."""
         feed, commits = self._loops
-        feed.cancel()
+        await ended([feed])
         if self._tasks:
             await asyncio.wait(list(self._tasks), timeout=self._drain_seconds)
-        commits.cancel()
-        await asyncio.gather(feed, commits, return_exceptions=True)
-        for task in list(self._tasks):
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await ended([commits, *self._tasks])
         with suppress(KafkaError):
             await self._commit()
         await self._consumer.stop()
@@ -223,8 +220,7 @@ class Window(ConsumerRebalanceListener):  # type: ignore[misc]
             with suppress(IllegalStateError):
                 self._consumer.pause(*self._progress)
                 await self._consumer.getmany(timeout_ms=0)
-        with suppress(TimeoutError):
-            await asyncio.wait_for(self._freed.wait(), 1.0)
+        await rung(self._freed, 1.0)
 
     def _resume(self) -> None:
         with suppress(IllegalStateError):

@@ -3,12 +3,13 @@
 import asyncio
 import logging
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 
 from steelyard.kafka import Cluster, Publisher
 from steelyard.service import Service
 from steelyard.store.database import Database
 from steelyard.store.outbox import Relay
+from steelyard.tasks import ended
 from steelyard_api.runs import announce
 
 log = logging.getLogger(__name__)
@@ -27,9 +28,7 @@ async def relaying(cluster: Cluster, database: Database) -> AsyncIterator[None]:
     try:
         yield
     finally:
-        task.cancel()
-        with suppress(asyncio.CancelledError):
-            await task
+        await ended([task])
 
 
 async def _relay(cluster: Cluster, database: Database) -> None:

@@ -12,6 +12,7 @@ import orjson
 
 from steelyard.errors import Later
 from steelyard.metrics.judging import Embedded
+from steelyard.tasks import ended
 from steelyard_judge.model import Gateway
 
 LOCAL = (None, "local/use-multilingual-v3", "local/ngram-hash-v1")
@@ -47,13 +48,13 @@ class LocalEmbedder:
 
     async def stop(self) -> None:
         if self._asking is not None:
-            self._asking.cancel()
-            await asyncio.gather(self._asking, return_exceptions=True)
+            await ended([self._asking])
         if self._child is not None and self._child.returncode is None:
             assert self._child.stdin is not None
             self._child.stdin.close()
             try:
-                await asyncio.wait_for(self._child.wait(), 3)
+                async with asyncio.timeout(3):
+                    await self._child.wait()
             except TimeoutError:
                 self._child.kill()
                 await self._child.wait()
@@ -91,10 +92,12 @@ class LocalEmbedder:
     async def _answered(self, texts: Sequence[str]) -> list[list[float]]:
         """A child that died is replaced, once: a text that kills two of them would kill a third."""
         try:
-            return await asyncio.wait_for(self._vectors(texts), CHILD_SECONDS)
+            async with asyncio.timeout(CHILD_SECONDS):
+                return await self._vectors(texts)
         except (asyncio.IncompleteReadError, ConnectionError):
             await self._kill()
-            return await asyncio.wait_for(self._vectors(texts), CHILD_SECONDS)
+            async with asyncio.timeout(CHILD_SECONDS):
+                return await self._vectors(texts)
 
     async def _kill(self) -> None:
         if self._child is not None:

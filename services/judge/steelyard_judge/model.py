@@ -144,10 +144,8 @@ class Gateway:
         began = time.perf_counter()
         usage.calls += 1
         try:
-            answer = await asyncio.wait_for(
-                getattr(litellm, verb)(**self._route(model), **self._manners(verb), **more),
-                self.settings.judge_call_seconds,
-            )
+            async with asyncio.timeout(self.settings.judge_call_seconds):
+                answer = await getattr(litellm, verb)(**self._route(model), **self._manners(verb), **more)
         except TimeoutError as e:
             raise Later(f"{model} did not answer within {self.settings.judge_call_seconds:.0f} s") from e
         except Exception as e:

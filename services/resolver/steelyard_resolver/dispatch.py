@@ -52,7 +52,8 @@ class Dispatcher:
                 return 0
             made = jobs(demand, pairs)
             try:
-                places = await asyncio.wait_for(publish(made), PRODUCE_SECONDS)
+                async with asyncio.timeout(PRODUCE_SECONDS):
+                    places = await publish(made)
             except TimeoutError as e:
                 raise Later(f"Kafka took no jobs within {PRODUCE_SECONDS:.0f} s") from e
             where = {job.trace_id: (p.partition, p.offset) for job, p in zip(made, places, strict=True)}

@@ -7,6 +7,8 @@ from contextlib import suppress
 
 import asyncpg
 
+from steelyard.tasks import ended
+
 log = logging.getLogger(__name__)
 
 
@@ -22,9 +24,7 @@ class Bells:
 
     async def stop(self) -> None:
         if self._task is not None:
-            self._task.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._task
+            await ended([self._task])
 
     async def unwell(self) -> str | None:
         return None

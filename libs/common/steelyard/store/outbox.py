@@ -3,7 +3,6 @@
 import asyncio
 import logging
 from collections.abc import Iterable
-from contextlib import suppress
 from typing import Any, Generic, Protocol, TypeVar
 
 from sqlalchemy import text
@@ -12,6 +11,7 @@ from steelyard import telemetry
 from steelyard.events import Event
 from steelyard.store.bells import Bells
 from steelyard.store.database import Database, Tx, dumps, reason
+from steelyard.tasks import rung
 
 log = logging.getLogger(__name__)
 E = TypeVar("E", bound=Event)
@@ -61,8 +61,7 @@ class Relay:
             except Exception as e:
                 log.warning("outbox: %s, again in a moment", reason(e))
                 await asyncio.sleep(1.0)
-            with suppress(TimeoutError):
-                await asyncio.wait_for(self._bell.wait(), self._poll_seconds)
+            await rung(self._bell, self._poll_seconds)
             self._bell.clear()
 
     async def turn(self, sender: Sender) -> int:
@@ -75,7 +74,8 @@ class Relay:
                     for r in rows
                 ]
                 # Locks are held while the broker answers: without a deadline its outage would hold them for ever.
-                await asyncio.wait_for(sender.send(messages), 10)
+                async with asyncio.timeout(10):
+                    await sender.send(messages)
         telemetry.RELAYED.inc(len(rows))
         return len(rows)
 
