@@ -23,7 +23,19 @@ def test_fields_that_a_reader_does_not_know_are_ignored() -> None:
 
 
 @pytest.mark.parametrize(
-    "value", [None, b"", b"{", b"[]", b"3", b'"text"', b"{}", b'{"event":"RunRequested","version":1}']
+    "value",
+    [
+        None,
+        b"",
+        b"{",
+        b"[]",
+        b"3",
+        b'"text"',
+        b"{}",
+        b'{"event":"RunRequested","version":1}',
+        b'{"event":[],"version":1}',
+        b'{"event":"RunRequested","version":"1"}',
+    ],
 )
 def test_what_is_no_event_is_never_read(value: bytes | None) -> None:
     with pytest.raises(Never):

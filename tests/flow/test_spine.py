@@ -89,6 +89,16 @@ async def test_a_pair_that_is_put_off_too_often_is_not_scored(topics: Cluster, u
         assert score["reason"] == "gave up after 2 tries: the model is away"
 
 
+async def test_a_rate_limit_costs_a_pair_no_attempt(topics: Cluster, urls: Urls) -> None:
+    async with spine(topics, urls, judge_attempts=2) as system:
+        limited = [Later("rate limited", after=0.1, counts=False) for _ in range(4)]
+        calls = Calls(answers={"one": [*limited, Score(1.0, "ok")]})
+        start_all(system, calls)
+        await system.ingest(1)
+        run = await system.done(await system.request(["one"]))
+        assert (run["failed_count"], len(calls.made)) == (0, 5)
+
+
 async def test_a_sample_is_the_same_in_sql_and_in_memory(system: Spine) -> None:
     system.start_resolver()
     ids = await system.ingest(50)

@@ -2,11 +2,14 @@
 
 
 class Later(Exception):
-    """Not now: a dependency is away or a limit is reached. The message waits and is tried again."""
+    """Not now: a dependency is away or a limit is reached. The message waits and is tried again.
 
-    def __init__(self, reason: str, after: float | None = None) -> None:
+    `counts` is False where waiting is nobody's failed attempt: a rate limit, a judge that is to be upgraded.
+    """
+
+    def __init__(self, reason: str, after: float | None = None, counts: bool = True) -> None:
         super().__init__(reason)
-        self.after = after
+        self.after, self.counts = after, counts
 
 
 class Never(Exception):

@@ -67,8 +67,10 @@ def decode(value: bytes | None) -> Event:
         name, version = fields["event"], fields["version"]
     except (orjson.JSONDecodeError, KeyError, TypeError) as e:
         raise Never(f"not an event: {type(e).__name__}: {e}") from e
+    if not isinstance(name, str) or not isinstance(version, int):
+        raise Never("not an event: its name or version is of another type")
     kind = KINDS.get(name)
-    if kind is None or not isinstance(version, int) or version > kind.version:
+    if kind is None or version > kind.version:
         raise Later(f"event {name} version {version} is newer than this service; it waits for the upgrade", after=5)
     try:
         return kind.of(fields)

@@ -168,7 +168,7 @@ def scoring(gateway: Gateway, embedder: Embedder, catalogue: Mapping[str, Metric
     async def score(metric: str, trace: Trace, model: str) -> Score | NotScored:
         found = catalogue.get(metric)
         if found is None:
-            raise Later(f"this judge does not know the metric {metric} yet", after=30)
+            raise Later(f"this judge does not know the metric {metric} yet", after=30, counts=False)
         answerer: Answerer = Rules() if model == RULES else Model(gateway, model)
         return await converse(found, await cases.of(trace), answerer, embedder)
 

@@ -67,10 +67,13 @@ def judge(slots: int, database: Database, score: Scorer, clock: Clock = utc_now)
         try:
             return _scored(job, owed, await score(owed.metric, trace, job.model), trace)
         except Later as e:
-            return _deferred(job, owed, str(e), clock() + timedelta(seconds=e.after or _pause(owed.attempt)))
+            until = clock() + timedelta(seconds=e.after or _pause(owed.attempt))
+            return _deferred(job, owed, str(e), until, e.counts)
         except Exception as e:
             if temporary(e):
-                return _deferred(job, owed, reason(e), clock() + timedelta(seconds=_pause(owed.attempt)))
+                # Our own database or broker: no attempt of the pair's.
+                until = clock() + timedelta(seconds=_pause(owed.attempt))
+                return _deferred(job, owed, reason(e), until, counts=False)
             # A bug of one metric ends its own pair and no other.
             log.exception("%s of trace %s", owed.metric, job.trace_id)
             return _scored(job, owed, NotScored(f"internal error: {type(e).__name__}"), trace)
@@ -97,7 +100,7 @@ def _scored(job: TraceJob, owed: Owed, answer: Score | NotScored, trace: Trace |
     return outcome
 
 
-def _deferred(job: TraceJob, owed: Owed, why: str, until: datetime) -> TraceDeferred:
+def _deferred(job: TraceJob, owed: Owed, why: str, until: datetime, counts: bool) -> TraceDeferred:
     return TraceDeferred(
         run_id=job.run_id,
         project_id=job.project_id,
@@ -107,6 +110,7 @@ def _deferred(job: TraceJob, owed: Owed, why: str, until: datetime) -> TraceDefe
         dispatch_no=owed.dispatch_no,
         until=until,
         reason=why[:500],
+        counts=counts,
     )
 
 
@@ -121,5 +125,5 @@ async def _as_they_come(works: Iterable[Awaitable[Outcome | None]]) -> AsyncIter
 
 
 def _pause(attempt: int) -> float:
-    """1, 2, 4 … 60 seconds, in the ledger and not in a slot."""
-    return float(min(60, 2 ** min(attempt, 6)) * random.uniform(0.75, 1.25))
+    """1, 4, 16, 60 … seconds, in the ledger and not in a slot: a model that is away for a minute costs no score."""
+    return float(min(60, 4 ** min(attempt, 3)) * random.uniform(0.75, 1.25))

@@ -139,7 +139,7 @@ class Gateway:
     async def _call(self, verb: str, model: str, usage: Usage, **more: Any) -> Any:
         gate = self._gates.setdefault(self._account(model), Gate())
         if (wait := gate.until - time.monotonic()) > 0:
-            raise Later(gate.why, after=wait + _jitter(wait))
+            raise Later(gate.why, after=wait + _jitter(wait), counts=False)
         litellm = await self._library()
         began = time.perf_counter()
         usage.calls += 1
@@ -187,7 +187,7 @@ class Gateway:
         if status == 429 and not quota:
             wait = _retry_after(e)
             gate.until, gate.why = max(gate.until, time.monotonic() + wait), f"{model} is rate limited"
-            return Later(gate.why, after=wait + _jitter(wait))
+            return Later(gate.why, after=wait + _jitter(wait), counts=False)
         if quota:
             return Unanswered(f"the quota of {model} is exhausted", judge)
         if kind == "ContextWindowExceededError":
