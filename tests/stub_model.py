@@ -21,9 +21,25 @@ import orjson
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 LEVELS = (0.0, 0.25, 0.5, 0.75, 1.0)
+TRICKLE = "x-stub-trickle"
 _NONCE = re.compile(r'"nonce" must be exactly "([^"]+)"')
 _BOUNDARY = re.compile(r"<<<(\S+)")
 _HINT = re.compile(r"JSON: (\{.*\})", re.DOTALL)
+
+
+VERDICT = '{"nonce": "NONCE", "score": 1, "reason": "because", "evidence": []}'
+# Misbehaviour by name, for those who have only `POST /control {"mode": …}`.
+MODES: Mapping[str, Mapping[str, Any]] = {
+    "normal": {},
+    "nonsense": {"nonsense": True},
+    "wrong_nonce": {"wrong_nonce": True},
+    "truncated": {"truncate": True},
+    "two_verdicts": {"say": f"{VERDICT}\n{VERDICT}"},
+    "out_of_range": {"say": VERDICT.replace("1,", "7,")},
+    "hang": {"hang": True},
+    "trickle": {"trickle": True},
+    "refuse_schema": {"refuse": ("json_schema",)},
+}
 
 
 class Behaviour(BaseModel):
@@ -34,6 +50,7 @@ class Behaviour(BaseModel):
 
     delay: float = 0.0
     hang: bool = False
+    trickle: bool = False
     status: int = 200
     message: str = "the stub was told to fail"
     code: str | None = None
@@ -60,8 +77,9 @@ class Stub:
     requests: list[dict[str, Any]] = field(default_factory=list)
     connections: set[asyncio.Task[None]] = field(default_factory=set)
 
-    def tell(self, **behaviour: Any) -> None:
+    def tell(self, mode: str = "normal", **behaviour: Any) -> None:
         """Nothing at all means: as usual again."""
+        behaviour = {**MODES[mode], **behaviour}
         self.told = Behaviour(**behaviour) if behaviour else None
         self.left = self.told.times if self.told else None
 
@@ -86,8 +104,7 @@ class Stub:
                 body = await reader.readexactly(int(size.group(1))) if size else b""
                 verb, path, _ = head.split(" ", 2)
                 status, answer, more = await self.answered(verb, path, body)
-                writer.write(_response(status, answer, more))
-                await writer.drain()
+                await _sent(writer, _response(status, answer, more), slowly=TRICKLE in more)
         except (asyncio.IncompleteReadError, ConnectionError, asyncio.CancelledError):
             pass  # the caller left, or the stub ends
         finally:
@@ -112,7 +129,7 @@ class Stub:
     def controlled(self, body: bytes) -> tuple[int, Any, Mapping[str, str]]:
         try:
             self.tell(**orjson.loads(body or b"{}"))
-        except (ValidationError, TypeError, orjson.JSONDecodeError) as e:
+        except (ValidationError, TypeError, KeyError, orjson.JSONDecodeError) as e:
             return 422, _error(str(e)), {}
         return 200, self.stats(), {}
 
@@ -131,7 +148,8 @@ class Stub:
         kind = (request.get("response_format") or {}).get("type", "text")
         if kind in how.refuse:
             return 400, _error(f"Invalid parameter: 'response_format' of type '{kind}' is not supported"), {}
-        return 200, _embeddings(request) if path.endswith("/embeddings") else _completion(request, how), {}
+        slowly = {TRICKLE: "a byte at a time"} if how.trickle else {}
+        return 200, _embeddings(request) if path.endswith("/embeddings") else _completion(request, how), slowly
 
 
 @asynccontextmanager
@@ -146,6 +164,16 @@ async def stub_model(port: int = 0, delay: float = 0.0) -> AsyncIterator[Stub]:
         for task in list(stub.connections):
             task.cancel()
         await asyncio.gather(*stub.connections, return_exceptions=True)
+
+
+async def _sent(writer: asyncio.StreamWriter, response: bytes, slowly: bool) -> None:
+    """A slow answer always has a next byte on its way: a limit between two bytes never ends it."""
+    size = 1 if slowly else len(response)
+    for i in range(0, len(response), size):
+        writer.write(response[i : i + size])
+        await writer.drain()
+        if slowly:
+            await asyncio.sleep(0.05)
 
 
 def _response(status: int, answer: Any, more: Mapping[str, str]) -> bytes:

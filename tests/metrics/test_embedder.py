@@ -15,7 +15,7 @@ from eventually import eventually
 from steelyard.errors import Later
 from steelyard.metrics.coherence import calibrated, cosine
 from steelyard_judge.embedder_process import CALIBRATIONS, LONGEST, shortened
-from steelyard_judge.embeddings import LocalEmbedder
+from steelyard_judge.embeddings import MOST_AT_ONCE, LocalEmbedder
 
 PAIRS = json.loads((Path(__file__).parent / "pairs.json").read_text())["pairs"]
 Judged = list[tuple[float, bool]]
@@ -51,16 +51,17 @@ async def test_a_child_that_died_is_replaced(embedder: LocalEmbedder) -> None:
 
 async def test_a_child_killed_in_the_middle_of_a_question_costs_no_answer(embedder: LocalEmbedder) -> None:
     await embedder.embed(["one"])
-    asked = asyncio.create_task(embedder.embed(["many words " * 700] * 30))
-    await asyncio.sleep(0.1)
+    child, idle = child_of(embedder), ticks(child_of(embedder))
+    asked = asyncio.create_task(embedder.embed(["many words " * 700] * 20))
+    await eventually(lambda: ticks(child) > idle + 5, "the child is at work")
     assert not asked.done()
-    os.kill(child_of(embedder), signal.SIGKILL)
-    assert len((await asked).vectors) == 30
+    os.kill(child, signal.SIGKILL)
+    assert len((await asked).vectors) == 20 and child_of(embedder) != child
 
 
 async def test_one_who_is_cancelled_takes_no_answer_from_the_others(embedder: LocalEmbedder) -> None:
     asked = [asyncio.create_task(embedder.embed(["many words " * 500])) for _ in range(4)]
-    await asyncio.sleep(0.05)
+    await eventually(lambda: embedder._asking and not embedder._waiting, "all of them are under way")
     asked[0].cancel()
     answers = await asyncio.gather(*asked, return_exceptions=True)
     assert isinstance(answers[0], asyncio.CancelledError)
@@ -70,7 +71,7 @@ async def test_one_who_is_cancelled_takes_no_answer_from_the_others(embedder: Lo
 async def test_what_cannot_be_embedded_now_is_later(
     embedder: LocalEmbedder, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(sys, "executable", "/bin/false")
+    monkeypatch.setenv("PYTHONHOME", str(tmp_path))  # no Python starts there
     with pytest.raises(Later):
         await embedder.embed(["one"])
 
@@ -99,6 +100,15 @@ async def test_stop_ends_the_child(embedder: LocalEmbedder) -> None:
     child = child_of(embedder)
     await embedder.stop()
     assert not alive(child)
+
+
+async def test_nobody_waits_for_an_embedder_that_stopped(hashing: LocalEmbedder) -> None:
+    """More texts wait than one question takes: those of the next one would have waited for ever."""
+    asked = [asyncio.create_task(hashing.embed(["word " * 1500])) for _ in range(3 * MOST_AT_ONCE)]
+    await eventually(lambda: hashing._asking and hashing._waiting, "some are under way and some wait")
+    await hashing.stop()
+    done, waiting = await asyncio.wait(asked, timeout=5)
+    assert not waiting and {type(task.exception()) for task in done} == {Later}
 
 
 async def test_without_the_encoder_the_fallback_says_who_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -141,6 +151,15 @@ async def test_the_calibrations_tell_an_answer_from_another_rows_answer(
         assert balanced(judged, a, b) >= least > balanced(judged, 1, -0.5) + 0.05, name
 
 
+@pytest.mark.parametrize(("model", "floor"), [("local/use-multilingual-v3", 0.85), ("local/ngram-hash-v1", 0.7)])
+async def test_an_answer_ranks_above_another_rows_answer(model: str, floor: float) -> None:
+    embedder = LocalEmbedder(model)
+    judged, name = await cosines(embedder)
+    await embedder.stop()
+    sys.stdout.write(f"{name}: AUC {auc(judged):.3f} over {len(judged)} pairs\n")
+    assert model.endswith(name) and auc(judged) >= floor
+
+
 async def test_the_constants_of_the_hash_are_what_the_pairs_say(hashing: LocalEmbedder) -> None:
     judged, name = await cosines(hashing)
     assert fitted(judged) == pytest.approx(CALIBRATIONS[name], rel=0.05)
@@ -154,6 +173,12 @@ async def cosines(embedder: LocalEmbedder) -> tuple[Judged, str]:
     near = [(cosine(asked[i], said.vectors[i]), True) for i in range(n)]
     far = [(cosine(asked[i], said.vectors[(i + k) % n]), False) for i in range(n) for k in (n // 3, 2 * n // 3)]
     return near + far, said.embedder
+
+
+def auc(judged: Judged) -> float:
+    """How often an answer to the question is nearer than one that is none."""
+    near, far = ([x for x, y in judged if y is kind] for kind in (True, False))
+    return sum((n > f) + (n == f) / 2 for n in near for f in far) / (len(near) * len(far))
 
 
 def fitted(judged: Judged, ridge: float = 1e-4) -> tuple[float, float]:
@@ -184,6 +209,11 @@ def _right(judged: Judged, a: float, b: float, near: bool) -> float:
 def child_of(embedder: LocalEmbedder) -> int:
     assert embedder._child is not None
     return embedder._child.pid
+
+
+def ticks(pid: int) -> int:
+    """The CPU time of a process, in hundredths of a second."""
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11])
 
 
 def alive(pid: int) -> bool:

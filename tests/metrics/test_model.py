@@ -1,7 +1,7 @@
 """The gateway to models: real litellm over HTTP, against a server that does what it is told."""
 
 import asyncio
-import time
+import contextlib
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from typing import Any
@@ -9,6 +9,7 @@ from uuid import UUID
 
 import pytest
 
+from eventually import eventually
 from steelyard.errors import Later
 from steelyard.metrics import CATALOGUE
 from steelyard.metrics.judging import NotScored, Score
@@ -95,17 +96,16 @@ async def test_the_gate_opens_again(stub: Stub, gateway: Gateway) -> None:
     stub.tell(status=429, retry_after=0.5, times=1)
     with pytest.raises(Later):
         await judged(gateway)
-    until = time.monotonic() + 10
-    while time.monotonic() < until:
-        try:
-            assert isinstance(await judged(gateway), Score)
-            return
-        except Later:
-            continue
-    pytest.fail("the gate stayed closed")
+
+    async def scored() -> bool:
+        with contextlib.suppress(Later):
+            return isinstance(await judged(gateway), Score)
+        return False
+
+    await eventually(scored, "the gate opens again", 10)
 
 
-@pytest.mark.parametrize("behaviour", [{"status": 500}, {"status": 503}, {"hang": True}])
+@pytest.mark.parametrize("behaviour", [{"status": 500}, {"status": 503}, {"hang": True}, {"trickle": True}])
 async def test_a_model_that_is_away_is_asked_later_and_gives_its_slot_back(
     stub: Stub, behaviour: dict[str, Any]
 ) -> None:
@@ -166,6 +166,52 @@ async def test_a_model_without_schemas_is_asked_without_from_then_on(stub: Stub,
     assert formats == ["json_schema", "json_object", "json_object"]
 
 
+MONEY = "You exceeded your current quota, please check your plan and billing details."
+
+
+async def test_a_limit_by_the_minute_that_speaks_of_billing_is_a_limit(stub: Stub, gateway: Gateway) -> None:
+    """Gemini's words for every 429; its time stands in the body."""
+    stub.tell(status=429, message=f'{MONEY} "status": "RESOURCE_EXHAUSTED" "retryDelay": "26s"')
+    with pytest.raises(Later, match="rate limited") as limited:
+        await judged(gateway)
+    assert limited.value.after is not None and 25 < limited.value.after < 28
+
+
+@pytest.mark.parametrize(
+    "behaviour",
+    [
+        {"status": 429, "code": "insufficient_quota", "message": MONEY},
+        {"status": 429, "code": "billing_not_active", "message": "Your account is not active."},
+        {"status": 400, "message": "Your credit balance is too low. Please go to Plans & Billing."},
+        {"status": 402, "message": "payment required"},
+    ],
+)
+async def test_money_that_is_gone_is_no_score(stub: Stub, gateway: Gateway, behaviour: dict[str, Any]) -> None:
+    stub.tell(**behaviour)
+    score = await judged(gateway)
+    assert isinstance(score, NotScored) and "quota" in score.reason and stub.calls == 1
+
+
+async def test_a_trace_about_billing_does_not_exhaust_a_quota(stub: Stub, gateway: Gateway) -> None:
+    """Servers quote what they were sent."""
+    stub.tell(status=503, message="the billing backend restarts")
+    with pytest.raises(Later):
+        await judged(gateway)
+    stub.tell(status=422, message="cannot read: 'where is my billing address?'")
+    refused = await judged(gateway)
+    assert isinstance(refused, NotScored) and "refuses the request" in refused.reason
+    stub.tell(status=400, message="response_format is not supported for: billing", times=1)
+    assert isinstance(await judged(gateway), Score)
+
+
+async def test_an_error_that_quotes_the_whole_trace_does_not_hold_up_the_loop(stub: Stub, gateway: Gateway) -> None:
+    """Looking for keys in 80,000 characters took 24 seconds, and no heartbeat went out meanwhile."""
+    stub.tell(status=400, message="ask the api " * 7000)
+    async with asyncio.timeout(5):
+        score = await judged(gateway)
+    assert isinstance(score, NotScored) and len(score.reason) < 500
+
+
 @pytest.mark.parametrize(
     ("behaviour", "why"),
     [
@@ -191,6 +237,20 @@ async def test_embeddings_by_api_hold_the_documented_formula(stub: Stub, gateway
     assert score.value == pytest.approx(1 - score.metadata["coherence_gap"], abs=1e-6)
     assert score.metadata["embedder"] == "openai/text-embedding-stub" and "calibration" not in score.metadata
     assert "judge" not in score.metadata
+
+
+async def test_a_long_text_is_cut_before_it_is_sent_to_an_api(stub: Stub, gateway: Gateway) -> None:
+    embedded = await ApiEmbedder(gateway, "openai/e").embed(["short", "long words " * 10_000])
+    assert len(embedded.vectors) == 2 and embedded.calibration is None
+    assert [len(t) for t in stub.requests[0]["input"]] == [5, 24_000]
+
+
+async def test_embeddings_that_are_limited_wait_and_close_the_gate(stub: Stub, gateway: Gateway) -> None:
+    stub.tell(status=429, retry_after=7)
+    for _ in range(2):
+        with pytest.raises(Later):
+            await judged(gateway, "coherence")
+    assert stub.calls == 1
 
 
 async def test_two_hundred_conversations_at_once_are_carried(stub: Stub, gateway: Gateway) -> None:

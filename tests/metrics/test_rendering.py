@@ -25,7 +25,7 @@ TRACES = st.builds(
 
 
 @settings(max_examples=60, deadline=None)
-@given(TRACES, st.integers(500, 24_000))
+@given(TRACES, st.integers(200, 24_000))
 def test_it_is_never_over_budget_and_the_same_trace_gives_the_same_text(trace: Trace, tokens: int) -> None:
     seen = render(trace, "record-b0a7", tokens)
     assert len(seen.text) <= tokens * CHARACTERS_PER_TOKEN
@@ -47,6 +47,29 @@ def test_errors_are_never_dropped(trace: Trace) -> None:
     for n, step in enumerate(trace.spans, 1):
         if step.error and step.error.strip():
             assert f"[{n}] error: {step.error.strip()}" in text
+
+
+@pytest.mark.parametrize("tokens", [1000, 3000, 24_000])
+def test_the_first_words_of_a_long_error_are_kept_whatever_else_is_there(tokens: int) -> None:
+    failed = span(1, SpanKind.TOOL, "load", "asked " * 15_000, "said " * 15_000, " ".join(f"e{n}" for n in range(900)))
+    text = render(trace("please " * 15_000, "answer " * 15_000, (failed,)), "", tokens).text
+    kept = next(line for line in text.splitlines() if line.startswith("[1] error: "))
+    assert len(kept) >= 400 and kept.startswith("[1] error: e0 e1 e2 e3 e4 ")
+
+
+@settings(max_examples=60, deadline=None)
+@given(TRACES, st.integers(200, 600))
+def test_at_the_smallest_budgets_a_span_has_a_line_or_is_counted_as_collapsed(trace: Trace, tokens: int) -> None:
+    seen = render(trace, "record-b0a7", tokens)
+    numbers = {line.split("]")[0].removeprefix("[") for line in seen.text.splitlines()}
+    missing = [n for n in range(1, len(trace.spans) + 1) if str(n) not in numbers]
+    assert len(missing) <= seen.cut.get("spans_collapsed", 0) and "0" in numbers
+
+
+def test_a_call_nested_deeper_than_can_be_written_is_shown_as_such() -> None:
+    call = {"function": {"name": "dig", "arguments": "[" * 500 + "]" * 500}}
+    said = {"choices": [{"message": {"role": "assistant", "content": "So be it.", "tool_calls": [call]}}]}
+    assert "calls dig(⟨nested too deeply" in render(trace("q", "a", (span(1, SpanKind.LLM, "chat", "q", said),))).text
 
 
 def test_a_line_says_number_kind_name_parent_status_and_duration() -> None:
@@ -114,6 +137,13 @@ def test_chat_history_is_shown_once() -> None:
 def test_the_calls_that_a_model_asks_for_are_shown(reply: Any) -> None:
     text = render(trace("q", "a", (span(1, SpanKind.LLM, "chat", "q", reply),))).text
     assert "get_order" in text and "9" in text
+
+
+def test_a_call_is_shown_though_its_name_occurs_in_the_words() -> None:
+    call = {"function": {"name": "search", "arguments": '{"q": "hotels in Ghent"}'}}
+    said = {"choices": [{"message": {"role": "assistant", "content": "I search for it.", "tool_calls": [call]}}]}
+    text = render(trace("q", "a", (span(1, SpanKind.LLM, "chat", "q", said),))).text
+    assert 'calls search({"q":"hotels in Ghent"})' in text and text.count("Ghent") == 1
 
 
 def test_results_that_stand_only_in_messages_are_shown() -> None:

@@ -49,6 +49,10 @@ class LocalEmbedder:
     async def stop(self) -> None:
         if self._asking is not None:
             await ended([self._asking])
+        for _, answer in self._waiting:  # nobody is left to ask for them
+            if not answer.done():
+                answer.set_exception(Later("the embedder stops"))
+        self._waiting = []
         if self._child is not None and self._child.returncode is None:
             assert self._child.stdin is not None
             self._child.stdin.close()

@@ -28,6 +28,15 @@ log = logging.getLogger(__name__)
 LADDER = ("schema", "json", "text")
 _SECRET = re.compile(r"(sk|key|token|bearer|api)[-_ :=\"'a-z]*[A-Za-z0-9_\-]{12,}", re.IGNORECASE)
 
+_NO_MONEY = re.compile(
+    r"insufficient_quota|exceeded your current quota|billing_(?:not_active|hard_limit)|billing hard limit"
+    r"|check your billing|credit balance is too low",
+    re.IGNORECASE,
+)
+_RETRY_DELAY = re.compile(r'"retryDelay": *"(\d+(?:\.\d+)?)s"')
+# A provider may quote the whole request: no more of its words is looked at, or a pattern takes half a minute.
+MOST_SAID = 2000
+
 
 class Unanswered(Exception):
     """No usable answer, and asking again would bring none: becomes *not scored, because …*."""
@@ -181,9 +190,9 @@ class Gateway:
     def _meaning(self, e: Exception, model: str, gate: Gate, usage: Usage, formatted: bool) -> Exception:
         """A provider's error as one of few words. Its text may quote our key or the judged text, so little of it stays."""
         status = getattr(e, "status_code", None)
-        kind, said = type(e).__name__, self._without_keys(str(e))[:300]
+        kind, said = type(e).__name__, self._without_keys(str(e)[:MOST_SAID])[:300]
         judge = self._judge(model, usage)
-        quota = "insufficient_quota" in str(e) or "billing" in str(e).lower()
+        quota = _exhausted(e, status)
         if status == 429 and not quota:
             wait = _retry_after(e)
             gate.until, gate.why = max(gate.until, time.monotonic() + wait), f"{model} is rate limited"
@@ -218,6 +227,7 @@ class Gateway:
 
                 litellm.suppress_debug_info = True
                 litellm.telemetry = False
+                litellm.DEFAULT_MAX_RETRIES = 0  # its embeddings take our max_retries=0 for "none was given"
                 # httpx collapses above a hundred connections; aiohttp does not.
                 self._session = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0))
                 self._litellm = litellm
@@ -298,10 +308,22 @@ def _count(litellm: ModuleType, answer: Any, model: str, usage: Usage) -> None:
     usage.cost += answered * (price.get("output_cost_per_token") or 0.0)
 
 
+def _exhausted(e: Exception, status: int | None) -> bool:
+    """The money is gone, and waiting brings none. Not where "billing" merely occurs: a quoted trace may be about it,
+    and Gemini says it of every limit by the minute, as RESOURCE_EXHAUSTED."""
+    body = getattr(e, "body", None)
+    code = body.get("code") if isinstance(body, dict) else None
+    said = f"{code} {str(e)[:MOST_SAID]}"
+    limited = "RESOURCE_EXHAUSTED" in said
+    return status == 402 or (status in (400, 403, 429) and not limited and _NO_MONEY.search(said) is not None)
+
+
 def _retry_after(e: Exception) -> float:
     """litellm keeps the headers here and not in the response; seconds or a date, and never more than an hour."""
     headers = {str(k).lower(): v for k, v in (getattr(e, "litellm_response_headers", None) or {}).items()}
     said = headers.get("retry-after") or headers.get("llm_provider-retry-after")
+    if said is None and (found := _RETRY_DELAY.search(str(e)[:MOST_SAID])):
+        said = found.group(1)  # Gemini has it in the body
     wait = 5.0
     with contextlib.suppress(TypeError, ValueError):
         wait = float(str(said))

@@ -11,6 +11,8 @@ import orjson
 _TEMPLATE = re.compile(
     r"<\|[^|<>\n]{1,40}\|>|\[/?INST\]|<</?SYS>>|</?s>|<(?:start|end)_of_turn>|\x1b\[[0-9;]*[A-Za-z]", re.IGNORECASE
 )
+# Invisible, though Unicode files them under marks and letters: variation selectors, joiners, fillers.
+_INVISIBLE = re.compile("[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u3164\ufe00-\ufe0f\uffa0\U000e0100-\U000e01ef]")
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
 _BASE64 = re.compile(r"(?:data:[\w/+.-]+;base64,)?[A-Za-z0-9+/]{400,}={0,2}")
 _CONTENT = (
@@ -43,6 +45,7 @@ def harmless(text: str, boundary: str = "") -> str:
     if text.isascii():  # a hundred times faster, and nearly all that agents write
         text = _CONTROL.sub("", text)
     else:
+        text = _INVISIBLE.sub("", text)
         text = "".join(c for c in text if c in "\n\t" or unicodedata.category(c) not in ("Cf", "Cc", "Co", "Cs", "Cn"))
     text = _TEMPLATE.sub("⟨mark removed⟩", text)
     if boundary:
@@ -72,7 +75,9 @@ def _messages(value: Any) -> list[Any]:
     if isinstance(value, dict):
         for key in ("messages", "choices", "generations"):
             if isinstance(value.get(key), list) and value[key]:
-                return _messages(value[key]) or list(value[key])
+                # LangChain's generations are a list for each prompt.
+                said = value[key][0] if isinstance(value[key][0], list) else value[key]
+                return _messages(said) or list(said)
         return []
     if isinstance(value, list) and value and all(isinstance(m, dict) and _is_message(m) for m in value):
         return value
@@ -99,7 +104,15 @@ def _words(value: Any) -> str:
 
 
 def _compact(value: Any) -> str:
-    return orjson.dumps(value, option=orjson.OPT_SORT_KEYS, default=str).decode() if value not in ({}, []) else ""
+    return dumped(value) if value not in ({}, []) else ""
+
+
+def dumped(value: Any) -> str:
+    """orjson reads deeper than it writes: arguments that came as a string may nest beyond what it can say again."""
+    try:
+        return orjson.dumps(value, option=orjson.OPT_SORT_KEYS | orjson.OPT_NON_STR_KEYS, default=str).decode()
+    except TypeError:
+        return "⟨nested too deeply to be shown⟩"
 
 
 def _parsed(arguments: Any) -> Any:

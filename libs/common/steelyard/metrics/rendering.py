@@ -6,9 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 from uuid import UUID
 
-import orjson
-
-from steelyard.metrics.plain import harmless, plain_text, tool_calls, without_blobs
+from steelyard.metrics.plain import dumped, harmless, plain_text, tool_calls, without_blobs
 from steelyard.traces import Span, SpanKind, SpanStatus, Trace, milliseconds
 
 BUDGET_TOKENS = 24_000
@@ -174,15 +172,13 @@ def _part(n: int, label: str, text: str, rank: int, weight: float, boundary: str
 
 
 def _spoken(value: Any) -> str:
-    """A model's words and, where the words leave them out, the calls it made and the results it was shown."""
+    """A model's words and, where the words leave them out, the calls it made and the results it was shown.
+
+    A name in the prose ("I search …") is no call; in quotes, the text is the message's JSON and holds the call."""
     text = plain_text(value)
-    unsaid = [f"calls {name}({_short(given)})" for name, given in tool_calls(value) if name not in text]
+    unsaid = [f"calls {name}({dumped(given)})" for name, given in tool_calls(value) if f'"{name}"' not in text]
     unsaid += [f"result: {said}" for said in _results(value) if said and said not in text]
     return "\n".join([text, *unsaid] if text else unsaid)
-
-
-def _short(given: Any) -> str:
-    return orjson.dumps(given, option=orjson.OPT_SORT_KEYS | orjson.OPT_NON_STR_KEYS, default=str).decode()
 
 
 def _results(value: Any) -> Iterator[str]:

@@ -8,12 +8,10 @@ from itertools import groupby, pairwise
 from operator import itemgetter
 from typing import Any
 
-import orjson
-
 from steelyard.metrics.confidence import Confidence
 from steelyard.metrics.extraction import TaskOutcome, wordless
 from steelyard.metrics.judging import Case, Reply
-from steelyard.metrics.plain import plain_text, tool_calls
+from steelyard.metrics.plain import dumped, plain_text, tool_calls
 from steelyard.metrics.task_completion import Completion
 from steelyard.traces import Span, SpanKind, SpanStatus, TraceStatus
 
@@ -157,16 +155,12 @@ def _failed(span: Span) -> bool:
 
 
 def _call(span: Span) -> tuple[str, str]:
-    return span.name, _dumped(span.input)
-
-
-def _dumped(value: Any) -> str:
-    return orjson.dumps(value, option=orjson.OPT_SORT_KEYS, default=str).decode()
+    return span.name, dumped(span.input)
 
 
 def _most_repeated(tools: list[Span]) -> tuple[str, int]:
     """The same call with the same result, or several times on end. Tests that run again after each edit are neither."""
-    alike = Counter((*_call(s), _dumped(s.output), s.error) for s in tools)
+    alike = Counter((*_call(s), dumped(s.output), s.error) for s in tools)
     on_end = [(name, len(list(run))) for (name, _), run in groupby(map(_call, tools))]
     counted = [(key[0], n) for key, n in alike.items()] + on_end
     return max(counted, key=itemgetter(1), default=("", 0))

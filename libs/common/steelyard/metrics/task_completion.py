@@ -4,7 +4,7 @@ from pydantic import Field
 
 from steelyard.metrics.extraction import TaskOutcome, extraction, wordless
 from steelyard.metrics.judging import Case, Judging, Level, NotScored, Reply, Score, question
-from steelyard.metrics.plain import plain_text
+from steelyard.metrics.plain import harmless, plain_text
 
 VERSION = "1"
 TASK = """Your job now is to say how far the outcome achieves the task. Levels:
@@ -28,15 +28,17 @@ def task_completion(case: Case) -> Judging:
         told = {"task": plain_text(case.trace.input, last=True)[:2000], "outcome": said}
         return Score(0.0, f"Nothing was completed: {said}.", told)
     seen: TaskOutcome = yield extraction(case)
-    verdict: Completion = yield question(case, "compare", TASK, Completion, compared(seen))
+    verdict: Completion = yield question(case, "compare", TASK, Completion, compared(seen, case.boundary))
     told = {"task": seen.task, "outcome": seen.outcome}
     if invented := [n for n in verdict.evidence if not 0 <= n <= case.rendering.spans]:
         return NotScored(f"the judge named spans that do not exist: {invented[:5]}", told)
     return Score(verdict.score, verdict.reason, told)
 
 
-def compared(seen: TaskOutcome) -> str:
+def compared(seen: TaskOutcome, boundary: str) -> str:
+    """What was extracted may repeat the record's own words, and stands outside its fence: one harmless line each."""
+    task, outcome = (" ".join(harmless(said, boundary).split()) for said in (seen.task, seen.outcome))
     return (
-        f"Task, as extracted: {seen.task}\nOutcome, as extracted: {seen.outcome}\n\n"
+        f"Task, as extracted: {task}\nOutcome, as extracted: {outcome}\n\n"
         'Grade. JSON: {"nonce": "…", "score": 0 | 0.25 | 0.5 | 0.75 | 1, "reason": "…", "evidence": [span numbers]}'
     )
