@@ -22,6 +22,7 @@ class Visit:
     database: Database
     project: UUID
     request_id: str
+    author: str | None = None  # a person's id, where one signed in
 
 
 async def visit(

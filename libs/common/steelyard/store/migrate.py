@@ -73,6 +73,7 @@ def grants() -> list[str]:
         f"GRANT USAGE ON SCHEMA public TO {both}",
         f"GRANT SELECT ON alembic_version TO {both}",
         f"GRANT SELECT, INSERT, UPDATE ON organizations, projects, api_keys TO {API}",
+        f"GRANT SELECT, INSERT, UPDATE, DELETE ON key_usage TO {both}",
         f"GRANT SELECT ON organizations, projects, api_keys TO {WORKER}",
         f"GRANT SELECT, INSERT, DELETE ON outbox TO {both}",
         # UPDATE is what FOR UPDATE SKIP LOCKED asks for.
@@ -85,7 +86,8 @@ def grants() -> list[str]:
             f"ALTER TABLE {table} FORCE ROW LEVEL SECURITY",
             f"DROP POLICY IF EXISTS one_project ON {table}",
             f"CREATE POLICY one_project ON {table} TO {API} "
-            "USING (project_id = NULLIF(current_setting('steelyard.project', true), '')::uuid)",
+            # The subquery makes it one look-up for a statement and not one for a row.
+            "USING (project_id = (SELECT NULLIF(current_setting('steelyard.project', true), '')::uuid))",
             f"DROP POLICY IF EXISTS every_project ON {table}",
             f"CREATE POLICY every_project ON {table} TO {WORKER} USING (true)",
         ]

@@ -8,6 +8,7 @@ from sqlalchemy import (
     JSON,
     BigInteger,
     Column,
+    Computed,
     DateTime,
     Float,
     Identity,
@@ -52,8 +53,18 @@ def _object() -> Any:
     return Field(sa_column=Column(JSONB, nullable=False, server_default=text("'{}'")))
 
 
-def _count(default: int = 0) -> Any:
-    return Field(sa_column=Column(Integer, nullable=False, server_default=text(str(default))))
+def _count(default: int = 0, large: bool = False) -> Any:
+    kind = BigInteger if large else Integer
+    return Field(sa_column=Column(kind, nullable=False, server_default=text(str(default))))
+
+
+def _sum() -> Any:
+    return Field(sa_column=Column(Float, nullable=False, server_default=text("0")))
+
+
+NUMBER = """CASE WHEN status = 'SUCCESS' THEN
+    CASE data_type WHEN 'NUMERIC' THEN value::float8 WHEN 'BOOLEAN' THEN (value = 'true')::int::float8 END
+END"""
 
 
 class Organization(SQLModel, table=True):
@@ -61,6 +72,7 @@ class Organization(SQLModel, table=True):
 
     id: UUID = Field(default_factory=uuid4, primary_key=True)
     name: str = _text(unique=True)
+    external_id: str | None = _text(nullable=True, unique=True)
     created_at: datetime = _when(now=True)
 
 
@@ -71,6 +83,7 @@ class Project(SQLModel, table=True):
     id: UUID = Field(default_factory=uuid4, primary_key=True)
     org_id: UUID = Field(foreign_key="organizations.id", ondelete="CASCADE")
     name: str = _text()
+    description: str = _text(default="")
     created_at: datetime = _when(now=True)
 
 
@@ -89,12 +102,64 @@ class ApiKey(SQLModel, table=True):
     revoked_at: datetime | None = _when(nullable=True)
 
 
+class KeyUsage(SQLModel, table=True):
+    """How much of the minute's limit API processes have taken for a caller; lost in a crash, which costs nothing."""
+
+    __tablename__ = "key_usage"
+    __table_args__ = {"prefixes": ["UNLOGGED"]}  # noqa: RUF012 - SQLAlchemy's name for it
+
+    caller: str = Field(sa_column=Column(Text, primary_key=True))
+    window_start: datetime = _when()
+    taken: int = Field(sa_column=Column(Integer, nullable=False))
+
+
+class RateLimit(SQLModel, table=True):
+    """When a project last did something that is limited: exact over any number of API processes."""
+
+    __tablename__ = "rate_limits"
+
+    project_id: UUID = Field(primary_key=True, foreign_key="projects.id", ondelete="CASCADE")
+    scope: str = Field(sa_column=Column(Text, primary_key=True))
+    times: list[datetime] = Field(sa_column=Column(ARRAY(DateTime(timezone=True)), nullable=False))
+
+
+class IdempotencyKey(SQLModel, table=True):
+    """The answer to a creating request, written in its transaction: the same request again is answered with it."""
+
+    __tablename__ = "idempotency_keys"
+    __table_args__ = (Index("idempotency_keys_old", "created_at"),)
+
+    project_id: UUID = Field(primary_key=True, foreign_key="projects.id", ondelete="CASCADE")
+    scope: str = Field(sa_column=Column(Text, primary_key=True))
+    key: str = Field(sa_column=Column(Text, primary_key=True))
+    request_hash: bytes = Field(sa_column=Column(LargeBinary, nullable=False))
+    status: int = Field(sa_column=Column(Integer, nullable=False))
+    response: bytes = Field(sa_column=Column(LargeBinary, nullable=False))
+    created_at: datetime = _when(now=True)
+
+
 class TraceRow(SQLModel, table=True):
-    """`version` moves with every write to the trace or to one of its spans; `created_xid` never."""
+    """`version` moves with every write to the trace or to one of its spans; `created_xid` never. The sums over its
+    spans are kept here, so that lists and trends read no JSON."""
 
     __tablename__ = "traces"
     __table_args__ = (
-        Index("traces_newest", "project_id", text("started_at DESC"), "trace_id"),
+        Index(
+            "traces_newest",
+            "project_id",
+            text("started_at DESC"),
+            "trace_id",
+            postgresql_include=["status", "ended_at"],
+        ),
+        Index("traces_name", "project_id", "name", "trace_id"),
+        Index(
+            "traces_user",
+            "project_id",
+            "user_id",
+            "started_at",
+            postgresql_where=text("user_id IS NOT NULL"),
+            postgresql_include=["status"],
+        ),
         Index(
             "traces_session", "project_id", "session_id", "started_at", postgresql_where=text("session_id IS NOT NULL")
         ),
@@ -115,15 +180,30 @@ class TraceRow(SQLModel, table=True):
     tags: list[str] = Field(sa_column=Column(ARRAY(Text), nullable=False, server_default=text("'{}'")))
     environment: str | None = _text(nullable=True)
     release: str | None = _text(nullable=True)
+    span_count: int = _count()
+    prompt_tokens: int = _count(large=True)
+    completion_tokens: int = _count(large=True)
+    total_tokens: int = _count(large=True)
+    total_cost: float = _sum()
     version: int = _count(1)
     ingested_at: datetime = _when(now=True)
     created_xid: Any = Field(sa_column=Column(Xid8, nullable=False, server_default=text("pg_current_xact_id()")))
 
 
 class SpanRow(SQLModel, table=True):
-    """`position` keeps the order of arrival where spans start at the same moment."""
+    """`position` keeps the order of arrival where spans start at the same moment. Tokens and cost are read out of
+    `token_usage` and `cost` when they arrive."""
 
     __tablename__ = "spans"
+    __table_args__ = (
+        Index(
+            "spans_models",
+            "project_id",
+            "started_at",
+            postgresql_where=text("model IS NOT NULL"),
+            postgresql_include=["model", "total_tokens", "total_cost"],
+        ),
+    )
 
     trace_id: UUID = Field(primary_key=True, foreign_key="traces.trace_id", ondelete="CASCADE")
     span_id: UUID = Field(primary_key=True)
@@ -144,15 +224,43 @@ class SpanRow(SQLModel, table=True):
     completion_start_time: datetime | None = _when(nullable=True)
     model_parameters: Any = _json()
     cost: Any = _json()
+    prompt_tokens: int | None = Field(default=None, sa_column=Column(BigInteger, nullable=True))
+    completion_tokens: int | None = Field(default=None, sa_column=Column(BigInteger, nullable=True))
+    total_tokens: int | None = Field(default=None, sa_column=Column(BigInteger, nullable=True))
+    total_cost: float | None = None
+
+
+class Session(SQLModel, table=True):
+    """A view of traces that triggers on `traces` keep up: see the migration that makes them."""
+
+    __tablename__ = "sessions"
+    __table_args__ = (Index("sessions_recent", "project_id", text("last_trace_at DESC"), "session_id"),)
+
+    project_id: UUID = Field(primary_key=True, foreign_key="projects.id", ondelete="CASCADE")
+    session_id: str = Field(sa_column=Column(Text, primary_key=True))
+    trace_count: int = Field(sa_column=Column(Integer, nullable=False))
+    error_count: int = Field(sa_column=Column(Integer, nullable=False))
+    first_trace_at: datetime = _when()
+    last_trace_at: datetime = _when()
+    latency_ms: float = Field(sa_column=Column(Float, nullable=False))
+    span_count: int = Field(sa_column=Column(BigInteger, nullable=False))
+    total_tokens: int = Field(sa_column=Column(BigInteger, nullable=False))
+    total_cost: float = Field(sa_column=Column(Float, nullable=False))
+    user_id: str | None = _text(nullable=True)
+    tags: list[str] = Field(sa_column=Column(ARRAY(Text), nullable=False))
 
 
 class Run(SQLModel, table=True):
-    """`left` is targets not yet evaluated plus the hold that RunExpanded releases; at zero the run is finished."""
+    """`left` is targets not yet evaluated plus the hold that RunExpanded releases; at zero the run is finished.
+
+    A deleted run is hidden at once (`deleted_at`); its rows are swept later, in pages."""
 
     __tablename__ = "runs"
     __table_args__ = (
         Index("runs_newest", "project_id", text("created_at DESC"), "id"),
         Index("runs_unfinished", "created_at", postgresql_where=text("status IN ('PENDING', 'RUNNING')")),
+        Index("runs_deleted", "deleted_at", postgresql_where=text("deleted_at IS NOT NULL")),
+        Index("runs_children", "parent_run_id", postgresql_where=text("parent_run_id IS NOT NULL")),
     )
 
     id: UUID = Field(primary_key=True)
@@ -181,6 +289,7 @@ class Run(SQLModel, table=True):
     cursor: str | None = _text(nullable=True)
     created_at: datetime = _when(now=True)
     completed_at: datetime | None = _when(nullable=True)
+    deleted_at: datetime | None = _when(nullable=True)
 
 
 class Target(SQLModel, table=True):
@@ -202,6 +311,7 @@ class Pair(SQLModel, table=True):
         Index("pairs_owed", "run_id", "available_at", "trace_id", "metric", postgresql_where=text("status = 'owed'")),
         Index("pairs_undeliverable", "run_id", postgresql_where=text("status = 'owed' AND redispatches > 5")),
         Index("pairs_dispatched", "run_id", "dispatched_at", postgresql_where=text("status = 'dispatched'")),
+        Index("pairs_failed", "run_id", "trace_id", "metric", postgresql_where=text("outcome = 'FAILED'")),
     )
 
     run_id: UUID = Field(primary_key=True, foreign_key="runs.id", ondelete="CASCADE")
@@ -223,13 +333,22 @@ class Pair(SQLModel, table=True):
 
 
 class TraceScore(SQLModel, table=True):
-    """No foreign key to the trace: settling looks under the trace's lock whether it is still there."""
+    """No foreign key to the trace: settling looks under the trace's lock whether it is still there, and a score may be
+    parked (PENDING) before its trace arrives. `number` is what analytics count."""
 
     __tablename__ = "trace_scores"
     __table_args__ = (
         Index("trace_scores_run", "eval_run_id"),
         Index("trace_scores_trace", "trace_id", "name", text("created_at DESC")),
         Index("trace_scores_newest", "project_id", text("created_at DESC"), "id"),
+        Index(
+            "trace_scores_name",
+            "project_id",
+            "name",
+            text("created_at DESC"),
+            postgresql_include=["status", "number"],
+        ),
+        Index("trace_scores_parked", "trace_id", postgresql_where=text("status = 'PENDING'")),
     )
 
     id: UUID = Field(primary_key=True)
@@ -247,8 +366,30 @@ class TraceScore(SQLModel, table=True):
     config_id: str | None = _text(nullable=True)
     attributes: dict[str, Any] = Field(sa_column=Column("metadata", JSONB, nullable=False, server_default=text("'{}'")))
     trace_version: int | None = None
+    number: float | None = Field(default=None, sa_column=Column(Float, Computed(NUMBER, persisted=True), nullable=True))
     created_at: datetime = _when(now=True)
     updated_at: datetime = _when(now=True)
+
+
+class ScoreHistory(SQLModel, table=True):
+    """What a score said before somebody changed it: a judge's word stays comparable with people's."""
+
+    __tablename__ = "score_history"
+    __table_args__ = (Index("score_history_score", "score_id"),)
+
+    id: int | None = Field(default=None, sa_column=Column(BigInteger, Identity(always=True), primary_key=True))
+    score_id: UUID = Field(foreign_key="trace_scores.id", ondelete="CASCADE")
+    project_id: UUID = Field(nullable=False)
+    value: str | None = _text(nullable=True)
+    data_type: str = _text()
+    source: str = _text()
+    status: str = _text()
+    reason: str | None = _text(nullable=True)
+    author_user_id: str | None = _text(nullable=True)
+    eval_run_id: UUID | None = None
+    attributes: dict[str, Any] = Field(sa_column=Column("metadata", JSONB, nullable=False, server_default=text("'{}'")))
+    said_at: datetime = _when()
+    replaced_at: datetime = _when(now=True)
 
 
 class OutboxRow(SQLModel, table=True):
@@ -264,4 +405,7 @@ class OutboxRow(SQLModel, table=True):
     created_at: datetime = _when(now=True)
 
 
-TENANT_TABLES = ("traces", "spans", "runs", "targets", "pairs", "trace_scores")
+TENANT_TABLES = (
+    "traces", "spans", "sessions", "runs", "targets", "pairs", "trace_scores", "score_history", "rate_limits",
+    "idempotency_keys",
+)  # fmt: skip
