@@ -106,7 +106,7 @@ class KeyUsage(SQLModel, table=True):
     """How much of the minute's limit API processes have taken for a caller; lost in a crash, which costs nothing."""
 
     __tablename__ = "key_usage"
-    __table_args__ = {"prefixes": ["UNLOGGED"]}  # noqa: RUF012 - SQLAlchemy's name for it
+    __table_args__ = {"prefixes": ["UNLOGGED"]}
 
     caller: str = Field(sa_column=Column(Text, primary_key=True))
     window_start: datetime = _when()
