@@ -64,6 +64,10 @@ class Settings(BaseSettings):
         15.0, gt=0, description="how long a consumed job may be without its outcome before it is sent again"
     )
     max_body_mb: float = Field(20.0, gt=0, description="largest request body the API reads; a larger one is a 413")
+    ingest_group: int = Field(
+        200, ge=1, le=1000, description="most traces written in one transaction; 1: each request its own"
+    )
+    runs_per_minute: int = Field(50, ge=0, description="runs a project may create a minute, by endpoint; 0: no limit")
     ledger_days: int = Field(30, ge=1, description="how long a finished run keeps the rows of its successful pairs")
 
 

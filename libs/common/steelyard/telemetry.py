@@ -26,6 +26,11 @@ IN_FLIGHT = Gauge("steelyard_window_in_flight", "Jobs in flight in the window co
 SPAN = Gauge("steelyard_window_span", "Offsets between the oldest unfinished job and the newest taken", ["service"])
 OLDEST = Gauge("steelyard_window_oldest_seconds", "Age of the oldest job in flight", ["service"])
 RELAYED = Counter("steelyard_outbox_relayed_total", "Outbox rows published")
+INGEST_GROUP = Histogram(
+    "steelyard_ingest_group_traces",
+    "Traces that were written in one transaction",
+    buckets=(1, 2, 5, 10, 20, 50, 100, 200),
+)
 
 
 def headers() -> list[tuple[str, bytes]]:

@@ -1,6 +1,7 @@
 """What an agent did: a trace and its spans, as the judges read them."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 from typing import Any
@@ -91,6 +92,44 @@ def storable(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [storable(v) for v in value]
     return value
+
+
+# More than any honest sum; a user's number beyond it would make every sum it enters useless, or overflow.
+MOST = 10**12
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What a span used up, read out of its own words for it; None where it does not say."""
+
+    prompt_tokens: int | None
+    completion_tokens: int | None
+    total_tokens: int | None
+    total_cost: float | None
+
+
+def usage(tokens: Mapping[str, Any] | None, cost: Mapping[str, Any] | None) -> Usage:
+    """OpenAI's names or Anthropic's; a total that is not said is the sum of its parts."""
+    said = {k: n for k, v in (tokens or {}).items() if (n := _amount(v)) is not None}
+    prompt, completion = (said.get(f"{a}_tokens", said.get(f"{b}_tokens")) for a, b in _SPELLINGS)
+    parts = [n for n in (prompt, completion) if n is not None]
+    total = said.get("total_tokens", sum(parts) if parts else None)
+    dollars = {k: n for k, v in (cost or {}).items() if (n := _amount(v)) is not None}
+    spent = dollars.get("total", sum(dollars.values()) if dollars else None)
+    return Usage(_whole(prompt), _whole(completion), _whole(total), spent)
+
+
+_SPELLINGS = (("prompt", "input"), ("completion", "output"))
+
+
+def _whole(n: float | None) -> int | None:
+    return None if n is None else int(n)
+
+
+def _amount(said: Any) -> float | None:
+    if isinstance(said, bool) or not isinstance(said, int | float) or said != said:
+        return None
+    return min(max(said, 0), MOST)
 
 
 def milliseconds(start: datetime | None, end: datetime | None) -> float | None:

@@ -13,7 +13,8 @@ from steelyard import __version__
 from steelyard.health import readiness
 from steelyard.settings import Settings
 from steelyard.store.database import Database
-from steelyard_api import errors, runs, traces
+from steelyard_api import analytics, errors, runs, scores, sessions, traces
+from steelyard_api.ingest import Ingest
 from steelyard_api.shapes import Failure
 from steelyard_api.wire import BodyLimit, RequestId
 
@@ -21,15 +22,45 @@ log = logging.getLogger(__name__)
 DESCRIPTION = """
 Steelyard tells you whether your LLM agents work: send traces, start a run, read scores.
 
-Every request names an API key (`X-API-Key`) and a project (`X-Project-Name`, made on first use).
+**Who asks.** Every request says who it is and which project it is about. Who: an API key (`X-API-Key`), or a token of your
+identity provider (`Authorization: Bearer`). Which project: its name (`X-Project-Name`, made on first use inside the
+organisation of the key), or its id (`X-Project-ID`). What belongs to another project is answered like something that does
+not exist.
+
+**Answers.** A refusal is `{"detail": "…", "errors": [{"field": "…", "message": "…"}]}`; `errors` names the fields that it is
+about. Lists are `{"items": […], "total": n, "limit": n, "offset": n}`. `X-Request-ID` is echoed, or made. Times are ISO 8601; one
+without a zone is UTC.
+
+**Repeating.** What creates something takes an `Idempotency-Key`: the same request with the same key has its effect once.
+A 503 or 429 says in `Retry-After` when to try again; nothing was changed by it.
+
+**What happens when things meet.**
+
+* A trace is changed while it is judged: the score keeps the version it saw, in `trace_version`.
+* A trace is deleted while it is judged: its pairs end as not scored, because the trace was deleted; no score appears.
+* A run is deleted while it is under way: it is gone at once, and results that arrive later change nothing.
+* A key is revoked while a run that it asked for is under way: the run belongs to the project and goes on; the next request
+  with the key is a 401.
+* A score is changed that a judge made: what the judge said stays in the score's history, and no later delivery of the
+  judge's result changes the new word.
+* A trace that a run means gets more spans: the judge reads the trace when its turn comes, and says which version it was.
 """
+TAGS = [
+    {"name": "Traces", "description": "What agents did: sent, changed, listed, counted."},
+    {"name": "Sessions", "description": "Traces of one conversation, seen as one."},
+    {"name": "Trace runs", "description": "Which traces are scored by which metrics, and how far that is."},
+    {"name": "Trace scores", "description": "What judges, programs and people said about traces."},
+    {"name": "Score analytics", "description": "Scores added up, over time, and by value."},
+]
 REFUSALS = {
     400: "the request makes sense and cannot be done; the answer names the field",
-    401: "the key is missing, unknown, expired or revoked",
-    404: "no such thing in this project",
+    401: "no valid credentials: missing, unknown, expired or revoked",
+    404: "no such thing in this project, or no such project",
     413: "the body is larger than the deployment accepts",
+    415: "the body's encoding is not understood: gzip is",
     422: "a field is missing, malformed or out of range; the answer names it",
-    503: "the database is not reachable; nothing was changed, try again",
+    429: "too many requests; Retry-After says when the next one is taken",
+    503: "the database is not reachable; nothing was changed, Retry-After says when to try again",
 }
 Running = Callable[[], AbstractAsyncContextManager[None]]
 
@@ -42,15 +73,17 @@ def api(settings: Settings, database: Database, running: Running | None = None) 
         async with running() if running else _nothing():
             log.info("api: ready, pid %d, http://%s:%d/docs", os.getpid(), settings.http_host, settings.http_port)
             yield
+            await app.state.ingest.stop()
         await database.stop()
 
-    app = FastAPI(title="Steelyard", version=__version__, description=DESCRIPTION, lifespan=lifespan)
+    app = FastAPI(title="Steelyard", version=__version__, description=DESCRIPTION, openapi_tags=TAGS, lifespan=lifespan)
     app.state.settings, app.state.database = settings, database
+    app.state.ingest = Ingest(database, settings.ingest_group)
     app.state.most_bytes = int(settings.max_body_mb * 1_000_000)
     refusals: dict[int | str, dict[str, Any]] = {
         status: {"model": Failure, "description": said} for status, said in REFUSALS.items()
     }
-    for router in (traces.router, runs.router):
+    for router in (traces.router, sessions.router, runs.router, scores.router, analytics.router):
         app.include_router(router, responses=refusals)
     _operations(app, database)
     errors.install(app)

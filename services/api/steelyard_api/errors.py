@@ -19,9 +19,11 @@ log = logging.getLogger(__name__)
 class Refused(Exception):
     """An answer with a status, a sentence, and the fields it is about."""
 
-    def __init__(self, status: int, detail: str, *errors: tuple[str, str]) -> None:
+    def __init__(
+        self, status: int, detail: str, *errors: tuple[str, str], headers: Mapping[str, str] | None = None
+    ) -> None:
         super().__init__(detail)
-        self.status, self.detail, self.errors = status, detail, errors
+        self.status, self.detail, self.errors, self.headers = status, detail, errors, headers
 
 
 def not_found(what: str) -> Refused:
@@ -52,7 +54,7 @@ def install(app: FastAPI) -> None:
 
 async def _refused(_: Request, e: Exception) -> Response:
     assert isinstance(e, Refused)
-    return answer(e.status, e.detail, e.errors)
+    return answer(e.status, e.detail, e.errors, e.headers)
 
 
 async def _invalid(_: Request, e: Exception) -> Response:

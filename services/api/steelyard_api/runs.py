@@ -1,93 +1,127 @@
-"""/evaluations: runs are asked for here, watched, and their scores read."""
+"""/evaluations/trace-runs: runs are asked for here, watched, retried and deleted."""
 
 import os
-from enum import StrEnum
-from typing import Annotated
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any
 from uuid import UUID, uuid4
 
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Query, Request, Response
 
 from steelyard.events import RunRequested
 from steelyard.metrics import CATALOGUE
+from steelyard.metrics.judging import Metric
 from steelyard.metrics.preview import previews
-from steelyard.providers import default_model, why_not
+from steelyard.providers import PROVIDERS, RULES, default_model, why_not
 from steelyard.runs import sample_size
 from steelyard.settings import Settings
-from steelyard.store import runs, scores, traces
+from steelyard.store import ledger, runs, scores, traces
 from steelyard.store.database import Tx
 from steelyard.store.outbox import Outbox
 from steelyard.traces import storable
 from steelyard_api.access import Visitor
+from steelyard_api.creating import CREATING, Conflict, Creating, written
 from steelyard_api.errors import Refused, not_found
-from steelyard_api.shapes import MetricOut, Page, Preview, RunIn, RunOut, ScoreOut
+from steelyard_api.shapes import (
+    BatchRunIn,
+    FiltersOut,
+    MetricOut,
+    Page,
+    Preview,
+    ProviderOut,
+    RunIn,
+    RunOut,
+    RunStatus,
+    RunTemplate,
+    ScoreOut,
+)
 from steelyard_api.traces import Limit, Offset
 from steelyard_api.wire import StrictRoute
 
-router = APIRouter(prefix="/evaluations", tags=["Evaluations"], route_class=StrictRoute)
+router = APIRouter(prefix="/evaluations", tags=["Trace runs"], route_class=StrictRoute)
+# Beside what every creating request may be answered.
+STARTING: dict[int | str, dict[str, Any]] = CREATING | {
+    429: {"description": "too many of these in the last minute; Retry-After says when the next one is taken"}
+}
 
 
-class RunStatus(StrEnum):
-    PENDING = "PENDING"
-    RUNNING = "RUNNING"
-    COMPLETED = "COMPLETED"
-    FAILED = "FAILED"
+@router.get("/providers", summary="List judges")
+async def list_providers(visitor: Visitor, request: Request) -> list[ProviderOut]:
+    """Whose models may judge here, and why one may not."""
+    base_url = request.app.state.settings.judge_base_url
+    found = [_provider(p.key, p.name, p.description, p.default_model, base_url) for p in PROVIDERS]
+    if base_url:
+        own = "every model that JUDGE_BASE_URL serves, e.g. openai/qwen3"
+        found.append(ProviderOut(key="own", name="Your own", description=own, available=True, message=base_url))
+    rules = "no model: finds proofs of failure by rules, weak at proving success"
+    return [*found, ProviderOut(key="heuristic", name="Rules", description=rules, available=True, message=RULES)]
 
 
 @router.get("/trace-metrics", summary="List trace metrics")
 async def list_trace_metrics(visitor: Visitor) -> list[MetricOut]:
     """The metrics that a run may ask for."""
-    return [
-        MetricOut(
-            name=m.name,
-            description=m.description,
-            category=m.category,
-            default_threshold=m.threshold,
-            prompt_preview=[Preview(stage=stage, prompt=prompt) for stage, prompt in previews(m)],
-        )
-        for m in CATALOGUE.values()
-    ]
+    return [_metric(m) for m in CATALOGUE.values()]
 
 
-@router.post("/trace-runs", status_code=202, summary="Start a run")
-async def start_run(run: RunIn, visitor: Visitor, request: Request) -> RunOut:
+@router.get("/trace-runs/template", summary="Get a run to fill in")
+async def read_template(
+    visitor: Visitor,
+    request: Request,
+    metric: Annotated[str, Query(max_length=255, description="a name from GET /evaluations/trace-metrics")],
+) -> RunTemplate:
+    """What a run by one metric would be if nothing else were said, with the prompts that its judge is asked."""
+    _known([metric], "metric")
+    model = _default(request.app.state.settings)
+    return RunTemplate(metric=_metric(CATALOGUE[metric]), filters=FiltersOut(), sampling_rate=1.0, model=model)
+
+
+@router.post("/trace-runs", status_code=202, summary="Start a run", response_model=RunOut, responses=STARTING)
+async def start_run(run: RunIn, visitor: Visitor, creating: Creating, request: Request) -> Response:
     """Scores the traces that match, each by each metric. The answer comes at once with the number of traces; poll the
     run until its status is COMPLETED or FAILED. Traces that arrive later do not belong to it. 400 when a metric or a
-    model is unknown, or when no trace matches."""
-    metrics = list(dict.fromkeys(run.metrics))
-    _known(metrics)
+    model is unknown, or when no trace matches.
+
+    The run belongs to the project and not to the key that asked for it: it goes on when the key is revoked."""
+    metrics = _known(run.metrics)
     if run.sampling_rate == 0:
         raise Refused(400, "A sampling_rate of 0 selects nothing", ("sampling_rate", "must be greater than 0"))
     judge = _judge(request.app.state.settings, run.model)
-    async with visitor.database.begin(visitor.project) as tx:
+
+    async def work(tx: Tx) -> RunOut:
         found, snapshot = await traces.matching(tx, visitor.project, run.filters)
         if not found:
             raise Refused(400, "No trace of this project matches the filters", ("filters", "match no trace"))
-        asked = {
-            "id": uuid4(),
-            "project_id": visitor.project,
-            "name": storable(run.name),
-            "metric_names": metrics,
-            "filters": run.filters.as_json(),
-            "sampling_rate": run.sampling_rate,
-            "model": run.model,
-            "judge_model": judge,
-            "total_targets": sample_size(found, run.sampling_rate),
-            "snapshot": snapshot,
-        }
-        made = await runs.put(tx, asked)
-        await announce(tx, asked["id"], visitor.project)
-    return _shown(made)
+        asked = _asked(visitor.project, run.name, metrics, run.model, judge)
+        asked |= {"filters": run.filters.as_json(), "sampling_rate": run.sampling_rate, "snapshot": snapshot}
+        return await _start(tx, asked | {"total_targets": sample_size(found, run.sampling_rate)})
+
+    return await creating.make(work, 202, request.app.state.settings.runs_per_minute)
 
 
-async def announce(tx: Tx, run: UUID, project: UUID, outbox: Outbox[RunRequested] = Outbox()) -> None:  # noqa: B008
-    """In the transaction that wrote the run: both happen or neither."""
-    await outbox.put(tx, RunRequested(run_id=run, project_id=project))
+@router.post(
+    "/trace-runs/batch",
+    status_code=202,
+    summary="Start a run of these traces",
+    response_model=RunOut,
+    responses=STARTING,
+)
+async def start_batch_run(run: BatchRunIn, visitor: Visitor, creating: Creating, request: Request) -> Response:
+    """Scores the traces that are named, each by each metric. 400 when the project lacks one; the answer names them."""
+    metrics, wanted = _known(run.metrics), list(dict.fromkeys(run.trace_ids))
+    judge = _judge(request.app.state.settings, run.model)
+
+    async def work(tx: Tx) -> RunOut:
+        if missing := await traces.missing(tx, visitor.project, wanted):
+            raise _missing(missing)
+        asked = _asked(visitor.project, run.name, metrics, run.model, judge) | {"total_targets": 0}
+        return await _start(tx, asked, wanted)
+
+    return await creating.make(work, 202, request.app.state.settings.runs_per_minute)
 
 
 @router.get("/trace-runs", summary="List runs")
 async def list_runs(
     visitor: Visitor,
-    status: Annotated[RunStatus | None, Query()] = None,
+    status: Annotated[RunStatus | None, Query(description="exact")] = None,
     limit: Limit = 50,
     offset: Offset = 0,
 ) -> Page[RunOut]:
@@ -101,35 +135,121 @@ async def list_runs(
 async def read_run(run_id: UUID, visitor: Visitor) -> RunOut:
     """How far the run is. Poll until its status is COMPLETED or FAILED."""
     async with visitor.database.begin(visitor.project) as tx:
-        found = await runs.get(tx, visitor.project, run_id)
-    if found is None:
+        return _shown(await _found(tx, visitor.project, run_id))
+
+
+@router.delete("/trace-runs/{run_id}", status_code=204, summary="Delete a run")
+async def delete_run(
+    run_id: UUID,
+    visitor: Visitor,
+    delete_scores: Annotated[bool, Query(description="also delete the scores that the run made")] = False,
+) -> Response:
+    """Deletes the run; its scores stay, without their `eval_run_id`, unless `delete_scores` says otherwise.
+
+    A run may be deleted while it is under way: it is gone at once, nothing more of it is sent to a judge, and what
+    judges are still at changes nothing when it arrives. The scores it has made by then are treated as above."""
+    if not await written(visitor, lambda tx: runs.delete(tx, visitor.project, run_id, delete_scores)):
         raise not_found("Run")
-    return _shown(found)
+    return Response(status_code=204)
+
+
+@router.post(
+    "/trace-runs/{run_id}/retry", status_code=202, summary="Retry a run's failures", response_model=RunOut,
+    responses=STARTING,
+)  # fmt: skip
+async def retry_run(run_id: UUID, visitor: Visitor, creating: Creating, request: Request) -> Response:
+    """Starts a new run of exactly the trace+metric pairs that the run could not score, by the same judge. 422 when
+    there are none, also when the traces of all of them are deleted; 409 while the run is not finished."""
+
+    async def work(tx: Tx) -> RunOut:
+        parent = await _found(tx, visitor.project, run_id)
+        if parent["status"] in (RunStatus.PENDING, RunStatus.RUNNING):
+            raise Conflict("The run is not finished: retry it when its status is COMPLETED or FAILED")
+        failed, there, metrics = await ledger.failures(tx, run_id)
+        if not there:
+            said = "all failed pairs are of traces that were deleted" if failed else "the run has no failed pairs"
+            raise Refused(422, "There is nothing to retry", ("run_id", said))
+        judge = _judge(request.app.state.settings, parent["judge_model"])
+        asked = _asked(visitor.project, parent["name"], metrics, parent["model"], judge)
+        asked |= {"filters": parent["filters"], "sampling_rate": parent["sampling_rate"]}
+        return await _start(tx, asked | {"parent_run_id": run_id, "total_targets": there})
+
+    return await creating.make(work, 202, request.app.state.settings.runs_per_minute)
 
 
 @router.get("/trace-runs/{run_id}/scores", summary="Read a run's scores")
 async def read_run_scores(run_id: UUID, visitor: Visitor) -> list[ScoreOut]:
     """Every score the run has so far, FAILED ones with their reason. A score appears as soon as its pair is settled."""
     async with visitor.database.begin(visitor.project) as tx:
-        if await runs.get(tx, visitor.project, run_id) is None:
-            raise not_found("Run")
+        await _found(tx, visitor.project, run_id)
         found = await scores.of_run(tx, visitor.project, run_id)
     return [ScoreOut(**s) for s in found]
 
 
-def _known(metrics: list[str]) -> None:
+async def announce(tx: Tx, run: UUID, project: UUID, outbox: Outbox[RunRequested] = Outbox()) -> None:  # noqa: B008
+    """In the transaction that wrote the run: both happen or neither."""
+    await outbox.put(tx, RunRequested(run_id=run, project_id=project))
+
+
+async def _start(tx: Tx, asked: Mapping[str, Any], given: Sequence[UUID] = ()) -> RunOut:
+    await runs.put(tx, asked)
+    if given:
+        await ledger.write_given_targets(tx, asked["id"], asked["project_id"], given, len(asked["metric_names"]))
+    await announce(tx, asked["id"], asked["project_id"])
+    return _shown(await _found(tx, asked["project_id"], asked["id"]))
+
+
+async def _found(tx: Tx, project: UUID, run_id: UUID) -> dict[str, Any]:
+    found = await runs.get(tx, project, run_id)
+    if found is None:
+        raise not_found("Run")
+    return found
+
+
+def _asked(project: UUID, name: str | None, metrics: Sequence[str], model: str | None, judge: str) -> dict[str, Any]:
+    asked = {"id": uuid4(), "project_id": project, "name": storable(name), "metric_names": list(metrics)}
+    return asked | {"model": model, "judge_model": judge}
+
+
+def _missing(ids: Sequence[UUID]) -> Refused:
+    some, more = ", ".join(str(i) for i in ids[:50]), f" and {len(ids) - 50} more" if len(ids) > 50 else ""
+    return Refused(400, f"The project has no such traces: {some}{more}", ("trace_ids", f"unknown: {some}{more}"))
+
+
+def _metric(m: Metric) -> MetricOut:
+    return MetricOut(
+        name=m.name,
+        description=m.description,
+        category=m.category,
+        default_threshold=m.threshold,
+        prompt_preview=[Preview(stage=stage, prompt=prompt) for stage, prompt in previews(m)],
+    )
+
+
+def _provider(key: str, name: str, description: str, model: str, base_url: str | None) -> ProviderOut:
+    why = why_not(model, base_url, os.environ)
+    message = why or f"configured; {model} when a run names no model of its own"
+    return ProviderOut(key=key, name=name, description=description, available=why is None, message=message)
+
+
+def _known(metrics: Sequence[str], field: str = "metrics") -> list[str]:
     unknown = [m for m in metrics if m not in CATALOGUE]
     if unknown:
-        said = f"unknown metric {', '.join(repr(m) for m in unknown)}; known are {', '.join(CATALOGUE)}"
-        raise Refused(400, said[:1].upper() + said[1:], ("metrics", said))
+        said = f"unknown metric {', '.join(repr(m[:100]) for m in unknown[:10])}; known are {', '.join(CATALOGUE)}"
+        raise Refused(400, said[:1].upper() + said[1:], (field, said))
+    return list(dict.fromkeys(metrics))
+
+
+def _default(settings: Settings) -> str:
+    return default_model(settings.judge_model, settings.judge_base_url, os.environ)
 
 
 def _judge(settings: Settings, model: str | None) -> str:
-    judge = model or default_model(settings.judge_model, settings.judge_base_url, os.environ)
+    judge = model or _default(settings)
     if why := why_not(judge, settings.judge_base_url, os.environ):
         raise Refused(400, f"Model {judge!r} cannot be used: {why}", ("model", why))
     return judge
 
 
-def _shown(run: dict[str, object]) -> RunOut:
+def _shown(run: Mapping[str, Any]) -> RunOut:
     return RunOut.model_validate({**run, "total_traces": run["total_targets"]})

@@ -1,6 +1,7 @@
 """The shapes of the HTTP contract: what is accepted and what is answered."""
 
 from datetime import UTC, datetime
+from enum import StrEnum
 from typing import Annotated, Any, Generic, TypeVar
 from uuid import UUID
 
@@ -36,8 +37,11 @@ def _shallow(value: Any) -> Any:
 When = Annotated[datetime, AfterValidator(_in_utc)]
 Json = Annotated[Any, BeforeValidator(_shallow)]
 Object = Annotated[dict[str, Any], BeforeValidator(_shallow)]
+Cost = dict[str, Annotated[float, Field(allow_inf_nan=False)]]
 Name = Annotated[str, Field(min_length=1, max_length=512)]
 Short = Annotated[str, Field(max_length=255)]
+Tag = Annotated[str, Field(max_length=255)]
+Tags = Annotated[list[Tag], Field(max_length=200)]
 
 
 class Shape(BaseModel):
@@ -62,9 +66,7 @@ class SpanIn(Shape):
     error: str | None = Field(None, description="what went wrong, in the agent's words")
     completion_start_time: When | None = Field(None, description="when the first token arrived")
     model_parameters: Object | None = None
-    cost: dict[str, Annotated[float, Field(allow_inf_nan=False)]] | None = Field(
-        None, description="in dollars; total, or parts that are added up"
-    )
+    cost: Cost | None = Field(None, description="in dollars; `total`, or parts that are added up")
 
 
 class TraceIn(Shape):
@@ -80,10 +82,100 @@ class TraceIn(Shape):
     ended_at: When | None = None
     session_id: Short | None = Field(None, description="traces of one conversation share it")
     user_id: Short | None = None
-    tags: list[str] = Field([], max_length=200)
+    tags: Tags = Field([], description="merged with what is there")
     environment: Short | None = Field(None, description="e.g. production")
     release: Short | None = Field(None, description="the agent's version")
-    spans: list[SpanIn] = Field([], max_length=500)
+    spans: list[SpanIn] = Field([], max_length=500, description="the agent's steps, in any order")
+
+    model_config = ConfigDict(
+        extra="ignore",
+        json_schema_extra={
+            "examples": [
+                {
+                    "name": "find-train",
+                    "session_id": "trip-1",
+                    "started_at": "2026-11-20T09:00:00Z",
+                    "ended_at": "2026-11-20T09:00:04Z",
+                    "input": "Which train gets me to Lyon before noon?",
+                    "output": "The 08:12 train reaches Lyon at 10:47, before noon.",
+                    "spans": [
+                        {
+                            "name": "timetable",
+                            "kind": "TOOL",
+                            "started_at": "2026-11-20T09:00:01Z",
+                            "input": {"to": "Lyon"},
+                            "output": [{"leaves": "08:12", "arrives": "10:47"}],
+                        }
+                    ],
+                }
+            ]
+        },
+    )
+
+
+class TracePatch(Shape):
+    """Only the fields that are in the body are touched. null clears a field that may be empty; of `name` and `status`,
+    which may not, it changes nothing."""
+
+    name: Name | None = None
+    status: TraceStatus | None = None
+    input: Json = Field(None, description="replaces what is there")
+    output: Json = Field(None, description="replaces what is there")
+    metadata: Object | None = Field(None, description="merged with what is there, key by key at the top level")
+    ended_at: When | None = None
+    session_id: Short | None = Field(None, description="null takes the trace out of its session")
+    user_id: Short | None = None
+    tags: Tags | None = Field(None, description="replaces the tags; null removes all")
+    environment: Short | None = None
+    release: Short | None = None
+
+    model_config = ConfigDict(extra="ignore", json_schema_extra={"examples": [{"status": "ERROR", "session_id": None}]})
+
+
+class SpanPatch(Shape):
+    """Only the fields that are in the body are touched. null clears a field that may be empty; of `name`, `kind` and
+    `status`, which may not, it changes nothing."""
+
+    name: Name | None = None
+    kind: SpanKind | None = None
+    status: SpanStatus | None = None
+    input: Json = None
+    output: Json = None
+    model: Short | None = None
+    token_usage: Object | None = Field(None, description="replaces what is there")
+    metadata: Object | None = Field(None, description="merged with what is there")
+    ended_at: When | None = None
+    error: str | None = None
+    completion_start_time: When | None = None
+    model_parameters: Object | None = None
+    cost: Cost | None = Field(None, description="replaces what is there")
+
+    model_config = ConfigDict(extra="ignore", json_schema_extra={"examples": [{"status": "OK", "output": "3 flights"}]})
+
+
+class TraceIds(Shape):
+    trace_ids: list[UUID] = Field(
+        min_length=1, max_length=500, description="ids that the project lacks are passed over"
+    )
+
+
+class Retag(TraceIds):
+    """A tag that is both added and removed is there afterwards."""
+
+    add_tags: Tags = []
+    remove_tags: Tags = []
+
+
+class Deleted(Shape):
+    deleted: int = Field(description="traces that were there and are gone, with their spans and scores")
+
+
+class Updated(Shape):
+    updated: int = Field(description="how many of the traces the project has; their tags are as asked now")
+
+
+class SpansAccepted(Shape):
+    span_ids: list[UUID] = Field(description="in the order of the request")
 
 
 class TraceAccepted(Shape):
@@ -141,6 +233,7 @@ class TraceOut(Shape):
     tags: list[str]
     environment: str | None
     release: str | None
+    version: int = Field(description="moves with every change of the trace or of a span")
     spans: list[SpanOut]
 
     @classmethod
@@ -177,16 +270,124 @@ class Page(Shape, Generic[T]):
     offset: int
 
 
+class TraceBucket(Shape):
+    """Traces that started in one hour, day or week (UTC; weeks begin on Monday)."""
+
+    bucket: datetime = Field(description="when it begins")
+    trace_count: int
+    error_count: int = Field(description="traces with status ERROR")
+    avg_latency_ms: float | None = Field(description="of the traces that ended; null where none did")
+    p50_latency_ms: float | None
+    p90_latency_ms: float | None
+    p99_latency_ms: float | None
+
+
+class UsageBucket(Shape):
+    """What the traces that started in one hour, day or week used up, as their spans say."""
+
+    bucket: datetime = Field(description="when it begins")
+    total_tokens: int
+    prompt_tokens: int
+    completion_tokens: int
+    total_cost: float = Field(description="in dollars")
+
+
+class ModelUse(Shape):
+    model: str
+    call_count: int = Field(description="spans that name it")
+    total_tokens: int
+    total_cost: float = Field(description="in dollars")
+
+
+class UserListed(Shape):
+    user_id: str
+    trace_count: int
+    first_seen: datetime
+    last_seen: datetime
+    error_count: int = Field(description="traces with status ERROR")
+
+
+class SessionListed(Shape):
+    """What all traces of a session sum up to."""
+
+    session_id: str
+    trace_count: int
+    first_trace_at: datetime = Field(description="when its first trace started")
+    last_trace_at: datetime | None = Field(description="when its last trace started")
+    total_latency_ms: float | None = Field(description="of all its traces together; null while none has ended")
+    has_error: bool = Field(description="whether a trace has status ERROR")
+    user_id: str | None = Field(description="of the last trace that names one")
+    tags: list[str] = Field(description="of all its traces")
+    total_span_count: int
+    total_tokens: int
+    total_cost: float = Field(description="in dollars")
+
+
+class SessionOut(SessionListed):
+    """The sums are of the whole session, `traces` is a page of it, in the order of the conversation."""
+
+    traces: list[TraceOut]
+
+
+class SessionBucket(Shape):
+    """Sessions that began in one hour, day or week (UTC; weeks begin on Monday)."""
+
+    bucket: datetime = Field(description="when it begins")
+    session_count: int
+    avg_traces_per_session: float | None
+    avg_session_duration_ms: float | None = Field(description="from the first trace's start to the last end")
+
+
+class SessionDeleted(Shape):
+    deleted: int = Field(description="traces of the session that are gone, with their spans and scores")
+
+
+RunName = Annotated[Name | None, Field(description="a label for people")]
+Metrics = Annotated[
+    list[str], Field(min_length=1, max_length=100, description="names from GET /evaluations/trace-metrics")
+]
+Model = Annotated[
+    Short | None, Field(description="the judge, e.g. openai/gpt-5.4-mini; the deployment's default when left out")
+]
+
+
 class RunIn(Shape):
     """Which traces by which metrics."""
 
-    name: Name | None = None
-    metrics: list[str] = Field(min_length=1, max_length=100, description="names from GET /evaluations/trace-metrics")
+    name: RunName = None
+    metrics: Metrics
     filters: TraceFilters = Field(TraceFilters(), description="all traces of the project when left out")
     sampling_rate: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] = Field(
         1.0, description="part of the matching traces: floor(n x rate), at least one"
     )
-    model: Short | None = Field(None, description="the judge; the deployment's default when left out")
+    model: Model = None
+
+    model_config = ConfigDict(
+        extra="ignore",
+        json_schema_extra={
+            "examples": [
+                {"name": "weekly", "metrics": ["task_completion", "coherence"], "filters": {"tags": ["production"]}}
+            ]
+        },
+    )
+
+
+class BatchRunIn(Shape):
+    """These traces by these metrics."""
+
+    trace_ids: list[UUID] = Field(
+        min_length=1, max_length=10_000, description="each counts once, however often it stands here"
+    )
+    metrics: Metrics
+    name: RunName = None
+    model: Model = None
+
+
+class RunStatus(StrEnum):
+    PENDING = "PENDING"
+    RUNNING = "RUNNING"
+    COMPLETED = "COMPLETED"
+    FAILED = "FAILED"
 
 
 class RunOut(Shape):
@@ -194,22 +395,100 @@ class RunOut(Shape):
 
     id: UUID
     name: str | None
-    status: str = Field(description="PENDING, RUNNING, COMPLETED or FAILED")
+    status: RunStatus = Field(
+        description="PENDING until its pairs are written, RUNNING, COMPLETED when every pair is settled, also if some were "
+        "not scored; FAILED when it could not do its work at all, with `error_message`"
+    )
     metric_names: list[str]
-    total_traces: int
+    total_traces: int = Field(description="traces that the run means")
     total_targets: int = Field(description="the same number as total_traces")
-    evaluated_count: int
+    evaluated_count: int = Field(description="traces all of whose metrics are settled")
     failed_count: int = Field(description="trace+metric pairs that were not scored")
     created_at: datetime
     completed_at: datetime | None
     project_id: UUID
-    target_type: str
-    filters: dict[str, Any]
+    target_type: str = Field(description="TRACE")
+    filters: dict[str, Any] = Field(description="as they were asked for")
     sampling_rate: float
     model: str | None = Field(description="the judge that was asked for, null for the default")
     judge_model: str = Field(description="the judge that scores")
-    monitor_id: UUID | None
+    monitor_id: UUID | None = Field(description="the monitor that made it")
+    parent_run_id: UUID | None = Field(description="the run whose failures it retries")
     error_message: str | None
+
+
+class ScoreSource(StrEnum):
+    AUTOMATED = "AUTOMATED"
+    ANNOTATION = "ANNOTATION"
+    PROGRAMMATIC = "PROGRAMMATIC"
+
+
+class GivenSource(StrEnum):
+    """AUTOMATED is what judges say, and nobody else."""
+
+    ANNOTATION = "ANNOTATION"
+    PROGRAMMATIC = "PROGRAMMATIC"
+
+
+class ScoreStatus(StrEnum):
+    SUCCESS = "SUCCESS"
+    FAILED = "FAILED"
+    PENDING = "PENDING"
+
+
+class ScoreType(StrEnum):
+    NUMERIC = "NUMERIC"
+    BOOLEAN = "BOOLEAN"
+    CATEGORICAL = "CATEGORICAL"
+
+
+Value = Annotated[
+    str | bool | int | float,
+    Field(
+        description='NUMERIC: a number from 0 to 1, like "0.85"; BOOLEAN: "true" or "false"; CATEGORICAL: a word of at most '
+        "255 characters, like PASS. Numbers and booleans of JSON are understood too."
+    ),
+]
+Reason = Annotated[str | None, Field(max_length=20_000, description="why, in words")]
+
+
+class ScoreIn(Shape):
+    """A score by a person (ANNOTATION) or by a program (PROGRAMMATIC)."""
+
+    trace_id: UUID
+    name: str = Field(min_length=1, max_length=255, description="a metric's name or a label of yours")
+    value: Value
+    data_type: ScoreType = ScoreType.NUMERIC
+    source: GivenSource = GivenSource.ANNOTATION
+    reason: Reason = None
+    metadata: Object = Field({}, description="whatever belongs to it")
+
+    model_config = ConfigDict(
+        extra="ignore",
+        json_schema_extra={
+            "examples": [
+                {
+                    "trace_id": "11111111-1111-1111-1111-111111111111",
+                    "name": "quality",
+                    "value": "0.9",
+                    "source": "PROGRAMMATIC",
+                    "reason": "the booking exists",
+                }
+            ]
+        },
+    )
+
+
+class ScorePatch(Shape):
+    """What is not in the body stays as it is."""
+
+    value: Value | None = None
+    reason: Reason = None
+    metadata: Object | None = Field(None, description="replaces what is there")
+
+    model_config = ConfigDict(
+        extra="ignore", json_schema_extra={"examples": [{"value": "0.95", "reason": "checked by hand"}]}
+    )
 
 
 class ScoreOut(Shape):
@@ -219,18 +498,63 @@ class ScoreOut(Shape):
     trace_id: UUID
     name: str
     value: str | None
-    status: str = Field(description="SUCCESS, FAILED or PENDING")
-    source: str = Field(description="AUTOMATED, ANNOTATION or PROGRAMMATIC")
+    status: ScoreStatus = Field(
+        description="SUCCESS; FAILED: not scored, and `reason` says why; PENDING: parked until its trace arrives"
+    )
+    source: ScoreSource = Field(description="AUTOMATED: a judge; ANNOTATION: a person; PROGRAMMATIC: a program")
     created_at: datetime
     project_id: UUID
-    data_type: str = Field(description="NUMERIC, BOOLEAN or CATEGORICAL")
-    eval_run_id: UUID | None
-    author_user_id: str | None
+    data_type: ScoreType
+    eval_run_id: UUID | None = Field(description="the run it comes from; null for others, and when its run was deleted")
+    author_user_id: str | None = Field(description="who signed in and said so")
     reason: str | None
-    environment: str | None
+    environment: str | None = Field(description="the trace's")
     config_id: str | None
-    metadata: dict[str, Any]
+    metadata: dict[str, Any] = Field(description="a judge's: its model, version, tokens and what it saw")
+    trace_version: int | None = Field(description="which version of the trace was scored")
     updated_at: datetime
+
+
+class ScoreBefore(Shape):
+    """What a score said before it was changed."""
+
+    value: str | None
+    data_type: ScoreType
+    source: ScoreSource
+    status: ScoreStatus
+    reason: str | None
+    author_user_id: str | None
+    eval_run_id: UUID | None
+    metadata: dict[str, Any]
+    said_at: datetime
+    replaced_at: datetime
+
+
+class ScoreSummary(Shape):
+    """One metric's scores. Averages are of NUMERIC and BOOLEAN ones (true is 1); CATEGORICAL ones are only counted."""
+
+    metric_name: str
+    avg_score: float | None
+    min_score: float | None
+    max_score: float | None
+    median_score: float | None
+    success_count: int
+    failed_count: int = Field(description="pairs that were not scored")
+    latest_score_at: datetime | None
+
+
+class ScoreTrend(Shape):
+    bucket: datetime = Field(description="when the hour, day or week begins, in UTC; weeks begin on Monday")
+    metric_name: str
+    avg_score: float
+    count: int = Field(description="scores with a number in it")
+
+
+class ScoreBucket(Shape):
+    bucket: int = Field(description="1 is the lowest")
+    bucket_min: float
+    bucket_max: float = Field(description="belongs to the next bucket; 1.0 to the last one")
+    count: int
 
 
 class Preview(Shape):
@@ -243,9 +567,36 @@ class MetricOut(Shape):
 
     name: str
     description: str
-    category: str
+    category: str = Field(description="trace")
     default_threshold: float = Field(description="a score at or above it is a success")
     prompt_preview: list[Preview] = Field(description="what a judge is asked, stage by stage")
+
+
+class FiltersOut(Shape):
+    date_from: datetime | None = None
+    date_to: datetime | None = None
+    status: TraceStatus | None = None
+    session_id: str | None = None
+    user_id: str | None = None
+    tags: list[str] | None = None
+    name: str | None = None
+
+
+class RunTemplate(Shape):
+    """A form for a run by one metric, filled in with what is used when nothing is said."""
+
+    metric: MetricOut
+    filters: FiltersOut
+    sampling_rate: float
+    model: str | None = Field(description="the deployment's judge")
+
+
+class ProviderOut(Shape):
+    key: str
+    name: str
+    description: str
+    available: bool = Field(description="whether this deployment can use it")
+    message: str = Field(description="which model is the default, or what is missing")
 
 
 class FieldError(Shape):
@@ -257,4 +608,4 @@ class Failure(Shape):
     """Why a request was refused."""
 
     detail: str
-    errors: list[FieldError] | None = None
+    errors: list[FieldError] = Field([], description="one for each field that it is about")

@@ -41,6 +41,7 @@ class Unexpanded:
     snapshot: str
     targets_written: bool
     cursor: str | None
+    parent: UUID | None = None
 
 
 # Expanding a run.
@@ -54,7 +55,7 @@ async def next_unexpanded(tx: Tx, skip: Sequence[UUID] = ()) -> Unexpanded | Non
             if again is not None:
                 return Unexpanded(
                     r.id, r.project_id, r.filters, r.sampling_rate, r.metric_names, r.snapshot,
-                    again.targets_written, again.cursor,
+                    again.targets_written, again.cursor, r.parent_run_id,
                 )  # fmt: skip
     return None
 
@@ -64,7 +65,14 @@ async def lock_run(tx: Tx, run_id: UUID) -> bool:
 
 
 async def write_targets(tx: Tx, run: Unexpanded) -> int:
-    """The sample, in one statement, of what the run's count had seen; what was deleted since corrects the total."""
+    """What the run means, in one statement; what was deleted since its count corrects the total."""
+    written = await (_retried_targets(tx, run) if run.parent else _sampled_targets(tx, run))
+    await tx.execute(_TARGETS_WRITTEN, {"run": run.run_id, "count": written})
+    return written
+
+
+async def _sampled_targets(tx: Tx, run: Unexpanded) -> int:
+    """The sample of what the run's count had seen."""
     filters = TraceFilters.model_validate(run.filters)
     visible = func.pg_visible_in_snapshot(_T.created_xid, cast(cast(run.snapshot, Text), _PgSnapshot))
     seen = [_T.project_id == run.project_id, visible, *filters.sql()]
@@ -77,18 +85,37 @@ async def write_targets(tx: Tx, run: Unexpanded) -> int:
         .limit(sample_size(found, run.sampling_rate))
     )
     into = insert(Target).from_select(["run_id", "target", "project_id", "left"], chosen).on_conflict_do_nothing()
-    written = (await tx.execute(into)).rowcount
-    await tx.execute(_TARGETS_WRITTEN, {"run": run.run_id, "count": written})
-    return written
+    return (await tx.execute(into)).rowcount
+
+
+async def _retried_targets(tx: Tx, run: Unexpanded) -> int:
+    """The traces of the parent's failed pairs, each with as many pairs as failed: not a product."""
+    return (await tx.execute(_TARGETS_AGAIN, {"run": run.run_id, "parent": run.parent})).rowcount
+
+
+async def write_given_targets(tx: Tx, run_id: UUID, project: UUID, traces: Sequence[UUID], metrics: int) -> None:
+    """Of a run that names its traces: they live here and travel in no message."""
+    given = {"run": run_id, "project": project, "traces": list(traces), "metrics": metrics}
+    await tx.execute(_GIVEN_TARGETS, given)
+    await tx.execute(_TARGETS_WRITTEN, {"run": run_id, "count": len(traces)})
 
 
 async def write_pairs(tx: Tx, run: Unexpanded, page: int) -> int:
     """The pairs of the next targets; the cursor moves in the same transaction. 0 when all are written."""
-    given = {"run": run.run_id, "cursor": run.cursor or "", "page": page, "metrics": list(run.metrics)}
-    last = (await tx.execute(_PAIRS, given)).one()
+    given: dict[str, Any] = {"run": run.run_id, "cursor": run.cursor or "", "page": page}
+    if run.parent:
+        last = (await tx.execute(_PAIRS_AGAIN, given | {"parent": run.parent})).one()
+    else:
+        last = (await tx.execute(_PAIRS, given | {"metrics": list(run.metrics)})).one()
     if last.targets:
         await tx.execute(_CURSOR, {"run": run.run_id, "cursor": last.cursor})
     return int(last.targets)
+
+
+async def failures(tx: Tx, run_id: UUID) -> tuple[int, int, list[str]]:
+    """Of a run's failed pairs: how many there are, how many traces of them still exist, and by which metrics."""
+    row = (await tx.execute(_FAILURES, {"run": run_id})).one()
+    return int(row.failed), int(row.traces), list(row.metrics or ())
 
 
 async def expanded(tx: Tx, run_id: UUID) -> None:
@@ -194,7 +221,10 @@ async def wanted(tx: Tx, keys: Sequence[tuple[UUID, UUID]]) -> set[tuple[UUID, U
 
 
 async def lock_unsettled(tx: Tx, keys: Sequence[tuple[UUID, UUID, str]]) -> list[PairState]:
-    """Sorted and locked: two aggregators that meet wait for each other and never in a circle."""
+    """Sorted and locked: two aggregators that meet wait for each other and never in a circle. The runs are held first,
+    against their deletion: pairs of a run that is deleted are as good as gone."""
+    held = {r.id for r in await tx.execute(_HOLD_RUNS, {"runs": sorted({k[0] for k in keys})})}
+    keys = [k for k in keys if k[0] in held]
     given = {"runs": [k[0] for k in keys], "traces": [k[1] for k in keys], "metrics": [k[2] for k in keys]}
     return [_state(r) for r in await tx.execute(_LOCK_PAIRS, given)]
 
@@ -274,6 +304,16 @@ async def prune(tx: Tx, days: int, page: int = 5000) -> int:
     return (await tx.execute(_PRUNE, {"days": days, "page": page})).rowcount
 
 
+async def sweep(tx: Tx, page: int = 5000) -> int:
+    """A page of what deleted runs have left; the run's own row goes last, and not before its retries are expanded."""
+    gone = (await tx.execute(_SWEEP_PAIRS, {"page": page})).rowcount
+    if gone < page:
+        gone += (await tx.execute(_SWEEP_TARGETS, {"page": page})).rowcount
+    if not gone:
+        await tx.execute(_SWEEP_RUNS)
+    return gone
+
+
 def _keys(pairs: Sequence[PairState]) -> dict[str, Any]:
     return {
         "runs": [p.run_id for p in pairs],
@@ -304,8 +344,8 @@ def _score(s: Settled, environment: str | None) -> dict[str, Any]:
 
 _UNEXPANDED = text(
     """
-    SELECT id, project_id, filters, sampling_rate, metric_names, snapshot FROM runs
-    WHERE status IN ('PENDING', 'RUNNING') AND NOT expanded AND id <> ALL(CAST(:skip AS uuid[]))
+    SELECT id, project_id, filters, sampling_rate, metric_names, snapshot, parent_run_id FROM runs
+    WHERE status IN ('PENDING', 'RUNNING') AND NOT expanded AND deleted_at IS NULL AND id <> ALL(CAST(:skip AS uuid[]))
     ORDER BY created_at, id LIMIT 20
     """
 )
@@ -329,6 +369,43 @@ _PAIRS = text(
     SELECT count(*) AS targets, max(target) AS cursor FROM page
     """
 )
+_TARGETS_AGAIN = text(
+    """
+    INSERT INTO targets (run_id, target, project_id, "left")
+    SELECT CAST(:run AS uuid), p.trace_id::text, p.project_id, count(*)
+    FROM pairs p JOIN traces t ON t.trace_id = p.trace_id
+    WHERE p.run_id = :parent AND p.outcome = 'FAILED'
+    GROUP BY p.trace_id, p.project_id ON CONFLICT DO NOTHING
+    """
+)
+_PAIRS_AGAIN = text(
+    """
+    WITH page AS MATERIALIZED (
+        SELECT target, project_id FROM targets WHERE run_id = :run AND target > :cursor ORDER BY target LIMIT :page
+    ), written AS (
+        INSERT INTO pairs (run_id, trace_id, metric, project_id, target)
+        SELECT :run, p.trace_id, p.metric, page.project_id, page.target
+        FROM page JOIN pairs p ON p.run_id = :parent AND p.trace_id = page.target::uuid AND p.outcome = 'FAILED'
+        ON CONFLICT DO NOTHING
+    )
+    SELECT count(*) AS targets, max(target) AS cursor FROM page
+    """
+)
+_GIVEN_TARGETS = text(
+    """
+    INSERT INTO targets (run_id, target, project_id, "left")
+    SELECT CAST(:run AS uuid), trace::text, CAST(:project AS uuid), CAST(:metrics AS int)
+    FROM unnest(CAST(:traces AS uuid[])) AS trace
+    """
+)
+_FAILURES = text(
+    """
+    SELECT count(*) AS failed, count(DISTINCT t.trace_id) AS traces,
+        array_agg(DISTINCT p.metric) FILTER (WHERE t.trace_id IS NOT NULL) AS metrics
+    FROM pairs p LEFT JOIN traces t ON t.trace_id = p.trace_id
+    WHERE p.run_id = :run AND p.outcome = 'FAILED'
+    """
+)
 _CURSOR = text(
     "UPDATE runs SET cursor = :cursor, status = 'RUNNING' WHERE id = :run AND status IN ('PENDING', 'RUNNING')"
 )
@@ -340,7 +417,7 @@ _EXPANDED = text(
 )
 _UNRELEASED = text(
     """
-    SELECT id, project_id FROM runs WHERE status IN ('PENDING', 'RUNNING') AND expanded AND held
+    SELECT id, project_id FROM runs WHERE status IN ('PENDING', 'RUNNING') AND expanded AND held AND deleted_at IS NULL
         AND created_at < now() - make_interval(secs => :seconds)
     """
 )
@@ -361,7 +438,7 @@ _DEMANDS = text(
                 AND p.redispatches <= :often LIMIT :most
         ) capped
     ) w
-    WHERE r.status IN ('PENDING', 'RUNNING') AND r.targets_written
+    WHERE r.status IN ('PENDING', 'RUNNING') AND r.targets_written AND r.deleted_at IS NULL
     ORDER BY r.created_at, r.id
     """
 )
@@ -404,8 +481,9 @@ _OVERDUE = text(
 # The number is MOST_REDISPATCHES, written out because the partial index is.
 _UNDELIVERABLE = text(
     """
-    SELECT run_id, trace_id, metric, project_id, target, status, dispatch_no, attempts FROM pairs
-    WHERE status = 'owed' AND redispatches > 5 LIMIT :page
+    SELECT run_id, trace_id, metric, p.project_id, target, p.status, dispatch_no, attempts
+    FROM pairs p JOIN runs r ON r.id = p.run_id AND r.deleted_at IS NULL
+    WHERE p.status = 'owed' AND redispatches > 5 LIMIT :page
     """
 )
 _WANTED = text(
@@ -414,8 +492,11 @@ _WANTED = text(
     FROM unnest(CAST(:runs AS uuid[]), CAST(:traces AS uuid[])) AS k (run_id, trace_id)
     JOIN pairs p ON p.run_id = k.run_id AND p.trace_id = k.trace_id
     JOIN runs r ON r.id = p.run_id
-    WHERE p.status <> 'settled' AND r.stopping IS NULL
+    WHERE p.status <> 'settled' AND r.stopping IS NULL AND r.deleted_at IS NULL
     """
+)
+_HOLD_RUNS = text(
+    "SELECT id FROM runs WHERE id = ANY(CAST(:runs AS uuid[])) AND deleted_at IS NULL ORDER BY id FOR KEY SHARE"
 )
 _LOCK_PAIRS = text(
     """
@@ -482,7 +563,8 @@ _COUNT_TARGETS = text(
     ) SELECT run_id FROM counted WHERE "left" = 0
     """
 )
-_LOCK_RUNS = text("SELECT 1 FROM runs WHERE id = ANY(:runs) ORDER BY id FOR UPDATE")
+# NO KEY: another aggregator's new scores hold the same run's key, and may wait for this one elsewhere.
+_LOCK_RUNS = text("SELECT 1 FROM runs WHERE id = ANY(:runs) ORDER BY id FOR NO KEY UPDATE")
 _COUNT_RUNS = text(
     """
     WITH counted AS (
@@ -509,9 +591,9 @@ _COUNT_RUNS = text(
 _RING = text(f"NOTIFY {REFILL}")
 _CENSUS = text(
     """
-    SELECT (SELECT count(*) FROM runs WHERE status IN ('PENDING', 'RUNNING')) AS runs_active,
+    SELECT (SELECT count(*) FROM runs WHERE status IN ('PENDING', 'RUNNING') AND deleted_at IS NULL) AS runs_active,
         (SELECT count(*) FROM pairs p JOIN runs r ON r.id = p.run_id
-            WHERE r.status IN ('PENDING', 'RUNNING') AND p.status = 'owed') AS pairs_owed,
+            WHERE r.status IN ('PENDING', 'RUNNING') AND p.status = 'owed' AND r.deleted_at IS NULL) AS pairs_owed,
         (SELECT count(*) FROM pairs WHERE status = 'dispatched') AS pairs_dispatched,
         (SELECT extract(epoch FROM now() - min(dispatched_at)) FROM pairs
             WHERE status = 'dispatched') AS dispatched_oldest_seconds,
@@ -521,10 +603,36 @@ _CENSUS = text(
 )
 _PRUNE = text(
     """
-    DELETE FROM pairs WHERE (run_id, trace_id, metric) IN (
+    DELETE FROM pairs p USING (
         SELECT p.run_id, p.trace_id, p.metric FROM runs r JOIN pairs p ON p.run_id = r.id
         WHERE r.status IN ('COMPLETED', 'FAILED') AND r.completed_at < now() - make_interval(days => :days)
-            AND p.outcome = 'SUCCESS' LIMIT :page
+            AND p.outcome = 'SUCCESS' LIMIT :page FOR UPDATE OF p SKIP LOCKED
+    ) old WHERE p.run_id = old.run_id AND p.trace_id = old.trace_id AND p.metric = old.metric
+    """
+)
+# A run whose retries are not expanded yet keeps its failed pairs: they are what the retries mean.
+_SWEPT = """
+    SELECT r.id FROM runs r WHERE r.deleted_at IS NOT NULL AND NOT EXISTS (
+        SELECT 1 FROM runs c WHERE c.parent_run_id = r.id AND NOT c.expanded AND c.deleted_at IS NULL
     )
+"""
+_SWEEP_PAIRS = text(
+    f"""
+    DELETE FROM pairs p USING (
+        SELECT run_id, trace_id, metric FROM pairs WHERE run_id IN ({_SWEPT}) LIMIT :page FOR UPDATE SKIP LOCKED
+    ) old WHERE p.run_id = old.run_id AND p.trace_id = old.trace_id AND p.metric = old.metric
+    """
+)
+_SWEEP_TARGETS = text(
+    f"""
+    DELETE FROM targets t USING (
+        SELECT run_id, target FROM targets WHERE run_id IN ({_SWEPT}) LIMIT :page FOR UPDATE SKIP LOCKED
+    ) old WHERE t.run_id = old.run_id AND t.target = old.target
+    """
+)
+_SWEEP_RUNS = text(
+    f"""
+    DELETE FROM runs r WHERE id IN ({_SWEPT}) AND NOT EXISTS (SELECT 1 FROM pairs p WHERE p.run_id = r.id)
+        AND NOT EXISTS (SELECT 1 FROM targets t WHERE t.run_id = r.id)
     """
 )

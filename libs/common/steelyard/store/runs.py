@@ -4,8 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import func, select, text
-from sqlmodel import col
+from sqlalchemy import ColumnElement, func, select, text
 
 from steelyard.store.database import Tx, dumps
 from steelyard.store.tables import Run
@@ -19,20 +18,29 @@ _SHOWN = (
 
 
 async def put(tx: Tx, run: Mapping[str, Any]) -> dict[str, Any]:
-    """The run as asked for; its targets are written by the resolver, from the snapshot that counted them."""
-    await tx.execute(_PUT, {**run, "filters": dumps(run["filters"])})
+    """The run as asked for; what it means is written by the resolver, from the snapshot that counted it."""
+    given: dict[str, Any] = {
+        "name": None,
+        "filters": {},
+        "sampling_rate": 1.0,
+        "model": None,
+        "parent_run_id": None,
+        "snapshot": None,
+    }
+    given |= run
+    await tx.execute(_PUT, {**given, "filters": dumps(given["filters"])})
     found = await get(tx, run["project_id"], run["id"])
     assert found is not None, "the run was written in this transaction"
     return found
 
 
 async def get(tx: Tx, project: UUID, run_id: UUID) -> dict[str, Any] | None:
-    row = (await tx.execute(select(*_SHOWN).where(_R.id == run_id, _R.project_id == project))).one_or_none()
+    row = (await tx.execute(select(*_SHOWN).where(_R.id == run_id, *_visible(project)))).one_or_none()
     return dict(row._mapping) if row else None
 
 
 async def page(tx: Tx, project: UUID, status: str | None, limit: int, offset: int) -> tuple[list[dict[str, Any]], int]:
-    where = [col(Run.project_id) == project] + ([col(Run.status) == status] if status else [])
+    where = [*_visible(project), *([_R.status == status] if status else [])]
     total = (await tx.execute(select(func.count()).select_from(Run).where(*where))).scalar_one()
     rows = await tx.execute(
         select(*_SHOWN).where(*where).order_by(_R.created_at.desc(), _R.id).limit(limit).offset(offset)
@@ -40,14 +48,32 @@ async def page(tx: Tx, project: UUID, status: str | None, limit: int, offset: in
     return [dict(r._mapping) for r in rows], total
 
 
+async def delete(tx: Tx, project: UUID, run_id: UUID, with_scores: bool) -> bool:
+    """Hidden at once, whatever state it is in; its pairs and targets are swept later. The lock waits for results that
+    are being settled right now; later ones find the run gone and change nothing."""
+    if not (await tx.execute(_LOCK, {"id": run_id, "project": project})).scalar():
+        return False
+    await tx.execute(_HIDE, {"id": run_id})
+    await tx.execute(_DELETE_SCORES if with_scores else _FREE_SCORES, {"id": run_id, "project": project})
+    return True
+
+
+def _visible(project: UUID, target_type: str = "TRACE") -> tuple[ColumnElement[bool], ...]:
+    return _R.project_id == project, _R.target_type == target_type, _R.deleted_at.is_(None)
+
+
 _PUT = text(
     """
     INSERT INTO runs (
         id, project_id, name, target_type, metric_names, filters, sampling_rate, model, judge_model,
-        total_targets, snapshot
+        total_targets, snapshot, parent_run_id
     ) VALUES (
         :id, :project_id, :name, 'TRACE', :metric_names, CAST(:filters AS jsonb), :sampling_rate, :model,
-        :judge_model, :total_targets, :snapshot
+        :judge_model, :total_targets, coalesce(CAST(:snapshot AS text), pg_current_snapshot()::text), :parent_run_id
     )
     """
 )
+_LOCK = text("SELECT 1 FROM runs WHERE id = :id AND project_id = :project AND deleted_at IS NULL FOR UPDATE")
+_HIDE = text("UPDATE runs SET deleted_at = now(), stopping = 'deleted' WHERE id = :id")
+_DELETE_SCORES = text("DELETE FROM trace_scores WHERE eval_run_id = :id AND project_id = :project")
+_FREE_SCORES = text("UPDATE trace_scores SET eval_run_id = NULL WHERE eval_run_id = :id AND project_id = :project")

@@ -242,7 +242,8 @@ class Session(SQLModel, table=True):
     error_count: int = Field(sa_column=Column(Integer, nullable=False))
     first_trace_at: datetime = _when()
     last_trace_at: datetime = _when()
-    latency_ms: float = Field(sa_column=Column(Float, nullable=False))
+    ended_at: datetime = _when()
+    latency_ms: float | None = None
     span_count: int = Field(sa_column=Column(BigInteger, nullable=False))
     total_tokens: int = Field(sa_column=Column(BigInteger, nullable=False))
     total_cost: float = Field(sa_column=Column(Float, nullable=False))

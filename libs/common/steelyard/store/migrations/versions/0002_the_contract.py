@@ -150,11 +150,11 @@ COUNT_SPANS = """
                 max(v) FILTER (WHERE k = 'c.total'), sum(v) FILTER (WHERE k LIKE 'c.%' AND k <> 'c.total')
             )::float8 AS cost
         FROM spans o CROSS JOIN LATERAL (
-            SELECT 'u.' || key AS k, least(greatest(value::text::numeric, 0), 1e15) AS v
+            SELECT 'u.' || key AS k, least(greatest(value::text::numeric, 0), 1e12) AS v
             FROM json_each(CASE WHEN json_typeof(o.token_usage) = 'object' THEN o.token_usage ELSE '{}' END)
             WHERE json_typeof(value) = 'number'
             UNION ALL
-            SELECT 'c.' || key, least(greatest(value::text::numeric, 0), 1e15)
+            SELECT 'c.' || key, least(greatest(value::text::numeric, 0), 1e12)
             FROM json_each(CASE WHEN json_typeof(o.cost) = 'object' THEN o.cost ELSE '{}' END)
             WHERE json_typeof(value) = 'number'
         ) numbers GROUP BY 1, 2
@@ -183,7 +183,8 @@ SESSIONS = (
         error_count int NOT NULL,
         first_trace_at timestamptz NOT NULL,
         last_trace_at timestamptz NOT NULL,
-        latency_ms float8 NOT NULL,
+        ended_at timestamptz NOT NULL,
+        latency_ms float8,
         span_count bigint NOT NULL,
         total_tokens bigint NOT NULL,
         total_cost float8 NOT NULL,
@@ -197,11 +198,13 @@ SESSIONS = (
     CREATE FUNCTION sessions_added() RETURNS trigger LANGUAGE plpgsql SET search_path = public AS $$
     BEGIN
         INSERT INTO sessions AS s (
-            project_id, session_id, trace_count, error_count, first_trace_at, last_trace_at, latency_ms, span_count,
+            project_id, session_id, trace_count, error_count, first_trace_at, last_trace_at, ended_at, latency_ms,
+            span_count,
             total_tokens, total_cost, user_id, tags
         )
         SELECT project_id, session_id, count(*), count(*) FILTER (WHERE status = 'ERROR'), min(started_at),
-            max(started_at), coalesce(sum(greatest(extract(epoch FROM ended_at - started_at) * 1000, 0)), 0),
+            max(started_at), max(coalesce(ended_at, started_at)),
+            sum(greatest(extract(epoch FROM ended_at - started_at) * 1000, 0)),
             sum(span_count), sum(total_tokens), sum(total_cost),
             (array_agg(user_id ORDER BY started_at DESC) FILTER (WHERE user_id IS NOT NULL))[1],
             coalesce((
@@ -215,7 +218,8 @@ SESSIONS = (
             error_count = s.error_count + excluded.error_count,
             first_trace_at = least(s.first_trace_at, excluded.first_trace_at),
             last_trace_at = greatest(s.last_trace_at, excluded.last_trace_at),
-            latency_ms = s.latency_ms + excluded.latency_ms,
+            ended_at = greatest(s.ended_at, excluded.ended_at),
+            latency_ms = coalesce(s.latency_ms + excluded.latency_ms, s.latency_ms, excluded.latency_ms),
             span_count = s.span_count + excluded.span_count,
             total_tokens = s.total_tokens + excluded.total_tokens,
             total_cost = s.total_cost + excluded.total_cost,
@@ -239,7 +243,8 @@ SESSIONS = (
             SELECT 1 FROM traces t WHERE t.project_id = k.project_id AND t.session_id = k.session_id
         );
         INSERT INTO sessions AS s (
-            project_id, session_id, trace_count, error_count, first_trace_at, last_trace_at, latency_ms, span_count,
+            project_id, session_id, trace_count, error_count, first_trace_at, last_trace_at, ended_at, latency_ms,
+            span_count,
             total_tokens, total_cost, user_id, tags
         )
         SELECT k.project_id, k.session_id, n.*, coalesce((
@@ -249,7 +254,8 @@ SESSIONS = (
         FROM (SELECT DISTINCT * FROM unnest(projects, names) AS u (project_id, session_id)) k
         CROSS JOIN LATERAL (
             SELECT count(*) AS traces, count(*) FILTER (WHERE status = 'ERROR'), min(started_at) AS first,
-                max(started_at), coalesce(sum(greatest(extract(epoch FROM ended_at - started_at) * 1000, 0)), 0),
+                max(started_at), max(coalesce(ended_at, started_at)),
+            sum(greatest(extract(epoch FROM ended_at - started_at) * 1000, 0)),
                 coalesce(sum(span_count), 0), coalesce(sum(total_tokens), 0), coalesce(sum(total_cost), 0),
                 (array_agg(user_id ORDER BY started_at DESC) FILTER (WHERE user_id IS NOT NULL))[1]
             FROM traces t WHERE t.project_id = k.project_id AND t.session_id = k.session_id
@@ -259,7 +265,8 @@ SESSIONS = (
         ON CONFLICT (project_id, session_id) DO UPDATE SET
             trace_count = excluded.trace_count, error_count = excluded.error_count,
             first_trace_at = excluded.first_trace_at, last_trace_at = excluded.last_trace_at,
-            latency_ms = excluded.latency_ms, span_count = excluded.span_count, total_tokens = excluded.total_tokens,
+            ended_at = excluded.ended_at, latency_ms = excluded.latency_ms, span_count = excluded.span_count,
+            total_tokens = excluded.total_tokens,
             total_cost = excluded.total_cost, user_id = excluded.user_id, tags = excluded.tags;
     END $$
     """,
@@ -302,7 +309,8 @@ SESSIONS = (
     """
     INSERT INTO sessions
     SELECT t.project_id, t.session_id, count(*), count(*) FILTER (WHERE status = 'ERROR'), min(started_at),
-        max(started_at), coalesce(sum(greatest(extract(epoch FROM ended_at - started_at) * 1000, 0)), 0),
+        max(started_at), max(coalesce(ended_at, started_at)),
+            sum(greatest(extract(epoch FROM ended_at - started_at) * 1000, 0)),
         sum(span_count), sum(total_tokens), sum(total_cost),
         (array_agg(user_id ORDER BY started_at DESC) FILTER (WHERE user_id IS NOT NULL))[1],
         coalesce((

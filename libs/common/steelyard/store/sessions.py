@@ -1,0 +1,89 @@
+"""Sessions: what the traces of one conversation sum up to, kept by the database beside them."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import ColumnElement, collate, func, literal, select, text
+
+from steelyard.store.database import Tx
+from steelyard.store.tables import Session, TraceRow
+
+_S = Session.__table__.c  # type: ignore[attr-defined]
+_T = TraceRow.__table__.c  # type: ignore[attr-defined]
+_SHOWN = (
+    _S.session_id, _S.trace_count, _S.first_trace_at, _S.last_trace_at, _S.latency_ms.label("total_latency_ms"),
+    (_S.error_count > 0).label("has_error"), _S.user_id, _S.tags, _S.span_count.label("total_span_count"),
+    _S.total_tokens, _S.total_cost,
+)  # fmt: skip
+SORTS: Mapping[str, ColumnElement[Any]] = {
+    "recent": _S.last_trace_at,
+    "trace_count": _S.trace_count,
+    "latency": _S.latency_ms,
+    "cost": _S.total_cost,
+}
+
+
+@dataclass(frozen=True)
+class SessionFilters:
+    """A session is active from its first trace's start to its last one's; `part` is a part of its id, in any case."""
+
+    user_id: str | None = None
+    has_error: bool | None = None
+    active_after: datetime | None = None
+    active_before: datetime | None = None
+    tags: tuple[str, ...] | None = None
+    part: str | None = None
+
+    def sql(self, project: UUID) -> list[ColumnElement[bool]]:
+        found: list[ColumnElement[bool]] = [_S.project_id == project]
+        if self.user_id is not None:
+            of_user = select(_T.session_id).where(_T.project_id == project, _T.user_id == self.user_id)
+            found.append(_S.session_id.in_(of_user))
+        if self.has_error is not None:
+            found.append(_S.error_count > 0 if self.has_error else _S.error_count == 0)
+        if self.active_after is not None:
+            found.append(_S.last_trace_at >= self.active_after)
+        if self.active_before is not None:
+            found.append(_S.first_trace_at < self.active_before)
+        if self.tags:
+            found.append(_S.tags.overlap(list(self.tags)))
+        if self.part is not None:
+            found.append(func.strpos(_folded(_S.session_id), _folded(literal(self.part))) > 0)
+        return found
+
+
+async def page(
+    tx: Tx, project: UUID, filters: SessionFilters, sort_by: str, descending: bool, limit: int, offset: int
+) -> tuple[list[dict[str, Any]], int]:
+    where = filters.sql(project)
+    total = (await tx.execute(select(func.count()).select_from(Session).where(*where))).scalar_one()
+    order = SORTS[sort_by].desc().nulls_last() if descending else SORTS[sort_by].asc().nulls_last()
+    rows = await tx.execute(select(*_SHOWN).where(*where).order_by(order, _S.session_id).limit(limit).offset(offset))
+    return [dict(r._mapping) for r in rows], total
+
+
+async def get(tx: Tx, project: UUID, session_id: str) -> dict[str, Any] | None:
+    where = (_S.project_id == project, _S.session_id == session_id)
+    row = (await tx.execute(select(*_SHOWN).where(*where))).one_or_none()
+    return dict(row._mapping) if row else None
+
+
+async def traces_of(tx: Tx, project: UUID, session_id: str, limit: int, offset: int) -> list[UUID]:
+    """In the order of the conversation."""
+    given = {"project": project, "session": session_id, "limit": limit, "offset": offset}
+    return [r.trace_id for r in await tx.execute(_TRACES, given)]
+
+
+def _folded(said: Any) -> ColumnElement[str]:
+    return func.lower(collate(said, "pg_c_utf8"))
+
+
+_TRACES = text(
+    """
+    SELECT trace_id FROM traces WHERE project_id = :project AND session_id = :session
+    ORDER BY started_at, trace_id LIMIT :limit OFFSET :offset
+    """
+)
