@@ -156,10 +156,12 @@ async def spine(cluster: Cluster, urls: Urls, **settings: Any) -> AsyncIterator[
         await database.stop()
 
 
-async def new_project(urls: Urls) -> UUID:
+async def new_project(urls: Urls, organization: str = "o") -> UUID:
     database, org, project = Database(urls.owner, pool=2), uuid4(), uuid4()
     async with database.begin() as tx:
-        await tx.execute(text("INSERT INTO organizations (id, name) VALUES (:id, 'o')"), {"id": org})
+        await tx.execute(
+            text("INSERT INTO organizations (id, name) VALUES (:id, :name)"), {"id": org, "name": organization}
+        )
         await tx.execute(
             text("INSERT INTO projects (id, org_id, name) VALUES (:id, :org, 'p')"), {"id": project, "org": org}
         )

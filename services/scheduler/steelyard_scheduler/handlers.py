@@ -6,13 +6,16 @@ from prometheus_client import Gauge
 
 from steelyard.service import Service
 from steelyard.settings import Settings
-from steelyard.store import ledger
+from steelyard.store import ledger, once, scores
 from steelyard.store.database import Database
 
 log = logging.getLogger(__name__)
 LOOK_EVERY = 10.0
 TIDY_EVERY = 60.0
+SWEEP_EVERY = 5.0
 PAGE = 5000
+PARKED_HOURS = 24.0
+REMEMBERED_HOURS = 24.0
 
 CENSUS = {
     name: Gauge(f"steelyard_ledger_{name}", told)
@@ -44,9 +47,20 @@ def scheduler(settings: Settings, database: Database) -> Service:
     async def tidy() -> bool:
         """In pages, each its own transaction: a large clean-up never holds up the work."""
         async with database.begin() as tx:
-            pruned = await ledger.prune(tx, settings.ledger_days, PAGE)
-        if pruned:
-            log.info("pruned %d pairs of runs that finished more than %d days ago", pruned, settings.ledger_days)
-        return pruned == PAGE
+            pairs = await ledger.prune(tx, settings.ledger_days, PAGE)
+        async with database.begin() as tx:
+            parked = await scores.prune_parked(tx, PARKED_HOURS, PAGE)
+        async with database.begin() as tx:
+            answers = await once.forget(tx, REMEMBERED_HOURS, PAGE)
+        if pairs or parked or answers:
+            said = "pruned %d pairs of old runs, %d scores whose trace never came, %d answers to old requests"
+            log.info(said, pairs, parked, answers)
+        return PAGE in (pairs, parked, answers)
+
+    @service.loop(every=SWEEP_EVERY)
+    async def sweep() -> bool:
+        """What deleted runs have left; nobody sees it any more, but the dispatcher's questions pass over it."""
+        async with database.begin() as tx:
+            return await ledger.sweep(tx, PAGE) > 0
 
     return service

@@ -7,6 +7,7 @@ from typing import Any
 from uuid import UUID
 
 from sqlalchemy import ColumnElement, func, select, text
+from sqlalchemy.dialects.postgresql import distinct_on
 
 from steelyard.store.database import Tx, dumps
 from steelyard.store.tables import ScoreHistory, TraceScore
@@ -68,7 +69,7 @@ async def latest_of(tx: Tx, project: UUID, trace_id: UUID) -> list[dict[str, Any
     """The newest of each name, whatever its status."""
     newest = (
         select(*_SHOWN)
-        .distinct(_S.name)
+        .ext(distinct_on(_S.name))
         .where(_S.trace_id == trace_id, _S.project_id == project)
         .order_by(_S.name, _S.created_at.desc(), _S.id)
     )

@@ -59,7 +59,8 @@ _TRACES = text(
         percentile_cont(0.9) WITHIN GROUP (ORDER BY ms) AS p90_latency_ms,
         percentile_cont(0.99) WITHIN GROUP (ORDER BY ms) AS p99_latency_ms
     FROM (
-        SELECT started_at, status, greatest(extract(epoch FROM ended_at - started_at) * 1000, 0)::float8 AS ms
+        SELECT started_at, status,
+            CASE WHEN ended_at IS NOT NULL THEN greatest(extract(epoch FROM ended_at - started_at) * 1000, 0)::float8 END AS ms
         FROM traces WHERE project_id = :project AND started_at >= :since AND started_at < :until
     ) t GROUP BY 1 ORDER BY 1
     """

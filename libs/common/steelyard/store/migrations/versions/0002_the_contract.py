@@ -204,7 +204,7 @@ SESSIONS = (
         )
         SELECT project_id, session_id, count(*), count(*) FILTER (WHERE status = 'ERROR'), min(started_at),
             max(started_at), max(coalesce(ended_at, started_at)),
-            sum(greatest(extract(epoch FROM ended_at - started_at) * 1000, 0)),
+            sum(greatest(extract(epoch FROM ended_at - started_at) * 1000, 0)) FILTER (WHERE ended_at IS NOT NULL),
             sum(span_count), sum(total_tokens), sum(total_cost),
             (array_agg(user_id ORDER BY started_at DESC) FILTER (WHERE user_id IS NOT NULL))[1],
             coalesce((
@@ -255,7 +255,7 @@ SESSIONS = (
         CROSS JOIN LATERAL (
             SELECT count(*) AS traces, count(*) FILTER (WHERE status = 'ERROR'), min(started_at) AS first,
                 max(started_at), max(coalesce(ended_at, started_at)),
-            sum(greatest(extract(epoch FROM ended_at - started_at) * 1000, 0)),
+            sum(greatest(extract(epoch FROM ended_at - started_at) * 1000, 0)) FILTER (WHERE ended_at IS NOT NULL),
                 coalesce(sum(span_count), 0), coalesce(sum(total_tokens), 0), coalesce(sum(total_cost), 0),
                 (array_agg(user_id ORDER BY started_at DESC) FILTER (WHERE user_id IS NOT NULL))[1]
             FROM traces t WHERE t.project_id = k.project_id AND t.session_id = k.session_id
@@ -310,7 +310,7 @@ SESSIONS = (
     INSERT INTO sessions
     SELECT t.project_id, t.session_id, count(*), count(*) FILTER (WHERE status = 'ERROR'), min(started_at),
         max(started_at), max(coalesce(ended_at, started_at)),
-            sum(greatest(extract(epoch FROM ended_at - started_at) * 1000, 0)),
+            sum(greatest(extract(epoch FROM ended_at - started_at) * 1000, 0)) FILTER (WHERE ended_at IS NOT NULL),
         sum(span_count), sum(total_tokens), sum(total_cost),
         (array_agg(user_id ORDER BY started_at DESC) FILTER (WHERE user_id IS NOT NULL))[1],
         coalesce((
