@@ -19,9 +19,9 @@ class TraceFilters(BaseModel):
 
     date_from: datetime | None = Field(None, description="traces that started at this time or later")
     date_to: datetime | None = Field(None, description="traces that started before this time")
-    status: TraceStatus | None = None
-    session_id: str | None = None
-    user_id: str | None = None
+    status: TraceStatus | None = Field(None, description="exactly this one")
+    session_id: str | None = Field(None, description="exactly this one")
+    user_id: str | None = Field(None, description="exactly this one")
     tags: tuple[str, ...] | None = Field(None, description="traces with any of these tags")
     name: str | None = Field(None, description="part of the trace's name, in any case")
 

@@ -16,6 +16,7 @@ from steelyard.store import once
 from steelyard.store.database import Tx, sqlstate
 from steelyard_api.access import Visit, Visitor
 from steelyard_api.errors import Refused
+from steelyard_api.shapes import Failure
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -120,5 +121,8 @@ async def _creation(
 
 Creating = Annotated[Creation, Depends(_creation)]
 CREATING: dict[int | str, dict[str, Any]] = {
-    409: {"description": "a request with this Idempotency-Key is still being worked on"}
+    409: {
+        "model": Failure,
+        "description": "a request with this Idempotency-Key is still being worked on, or what it is about is not ready",
+    }
 }

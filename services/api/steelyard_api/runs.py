@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 from uuid import UUID, uuid4
 
-from fastapi import APIRouter, Query, Request, Response
+from fastapi import APIRouter, Path, Query, Request, Response
 
 from steelyard.events import RunRequested
 from steelyard.metrics import CATALOGUE
@@ -23,6 +23,7 @@ from steelyard_api.creating import CREATING, Conflict, Creating, written
 from steelyard_api.errors import Refused, not_found
 from steelyard_api.shapes import (
     BatchRunIn,
+    Failure,
     FiltersOut,
     MetricOut,
     Page,
@@ -38,9 +39,13 @@ from steelyard_api.traces import Limit, Offset
 from steelyard_api.wire import StrictRoute
 
 router = APIRouter(prefix="/evaluations", tags=["Trace runs"], route_class=StrictRoute)
+RunId = Annotated[UUID, Path(description="the run's id")]
 # Beside what every creating request may be answered.
 STARTING: dict[int | str, dict[str, Any]] = CREATING | {
-    429: {"description": "too many of these in the last minute; Retry-After says when the next one is taken"}
+    429: {
+        "model": Failure,
+        "description": "too many of these in the last minute; Retry-After says when the next one is taken",
+    }
 }
 
 
@@ -132,7 +137,7 @@ async def list_runs(
 
 
 @router.get("/trace-runs/{run_id}", summary="Read a run")
-async def read_run(run_id: UUID, visitor: Visitor) -> RunOut:
+async def read_run(run_id: RunId, visitor: Visitor) -> RunOut:
     """How far the run is. Poll until its status is COMPLETED or FAILED."""
     async with visitor.database.begin(visitor.project) as tx:
         return _shown(await _found(tx, visitor.project, run_id))
@@ -140,7 +145,7 @@ async def read_run(run_id: UUID, visitor: Visitor) -> RunOut:
 
 @router.delete("/trace-runs/{run_id}", status_code=204, summary="Delete a run")
 async def delete_run(
-    run_id: UUID,
+    run_id: RunId,
     visitor: Visitor,
     delete_scores: Annotated[bool, Query(description="also delete the scores that the run made")] = False,
 ) -> Response:
@@ -157,7 +162,7 @@ async def delete_run(
     "/trace-runs/{run_id}/retry", status_code=202, summary="Retry a run's failures", response_model=RunOut,
     responses=STARTING,
 )  # fmt: skip
-async def retry_run(run_id: UUID, visitor: Visitor, creating: Creating, request: Request) -> Response:
+async def retry_run(run_id: RunId, visitor: Visitor, creating: Creating, request: Request) -> Response:
     """Starts a new run of exactly the trace+metric pairs that the run could not score, by the same judge. 422 when
     there are none, also when the traces of all of them are deleted; 409 while the run is not finished."""
 
@@ -178,7 +183,7 @@ async def retry_run(run_id: UUID, visitor: Visitor, creating: Creating, request:
 
 
 @router.get("/trace-runs/{run_id}/scores", summary="Read a run's scores")
-async def read_run_scores(run_id: UUID, visitor: Visitor) -> list[ScoreOut]:
+async def read_run_scores(run_id: RunId, visitor: Visitor) -> list[ScoreOut]:
     """Every score the run has so far, FAILED ones with their reason. A score appears as soon as its pair is settled."""
     async with visitor.database.begin(visitor.project) as tx:
         await _found(tx, visitor.project, run_id)

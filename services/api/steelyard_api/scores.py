@@ -5,7 +5,7 @@ import re
 from typing import Annotated, Any
 from uuid import UUID, uuid4
 
-from fastapi import APIRouter, Query, Response
+from fastapi import APIRouter, Path, Query, Response
 
 from steelyard.store import scores, traces
 from steelyard.store.database import Tx
@@ -26,12 +26,13 @@ from steelyard_api.shapes import (
     Short,
     When,
 )
-from steelyard_api.traces import Limit, Offset
+from steelyard_api.traces import Limit, Offset, TraceId
 from steelyard_api.wire import StrictRoute
 
 router = APIRouter(prefix="/evaluations/trace-scores", tags=["Trace scores"], route_class=StrictRoute)
 _NUMBER = re.compile(r"[+-]?(?:[0-9]{1,400}\.?[0-9]{0,400}|\.[0-9]{1,400})(?:[eE][+-]?[0-9]{1,6})?")
 _PLAIN = re.compile(r"(?:0|1|0\.[0-9]{1,15}|1\.0{1,15})")
+ScoreId = Annotated[UUID, Path(description="the score's id")]
 ScoreFrom = Annotated[When | None, Query(description="created at this time or later")]
 ScoreTo = Annotated[When | None, Query(description="created before this time")]
 
@@ -89,7 +90,7 @@ async def list_scores(
 
 
 @router.get("/{trace_id}", summary="Read a trace's scores")
-async def read_scores(trace_id: UUID, visitor: Visitor) -> list[ScoreOut]:
+async def read_scores(trace_id: TraceId, visitor: Visitor) -> list[ScoreOut]:
     """The newest score of each name, whatever its status. (Here the id is a trace's; below it is a score's.)"""
     async with visitor.database.begin(visitor.project) as tx:
         if await traces.missing(tx, visitor.project, [trace_id]):
@@ -99,7 +100,7 @@ async def read_scores(trace_id: UUID, visitor: Visitor) -> list[ScoreOut]:
 
 
 @router.get("/{score_id}/history", summary="Read what a score said before")
-async def read_history(score_id: UUID, visitor: Visitor) -> list[ScoreBefore]:
+async def read_history(score_id: ScoreId, visitor: Visitor) -> list[ScoreBefore]:
     """What the score said before each of its changes, the latest first: what a judge said is never lost."""
     async with visitor.database.begin(visitor.project) as tx:
         if await scores.get(tx, visitor.project, score_id) is None:
@@ -108,7 +109,7 @@ async def read_history(score_id: UUID, visitor: Visitor) -> list[ScoreBefore]:
 
 
 @router.patch("/{score_id}", summary="Change a score")
-async def change_score(score_id: UUID, patch: ScorePatch, visitor: Visitor) -> ScoreOut:
+async def change_score(score_id: ScoreId, patch: ScorePatch, visitor: Visitor) -> ScoreOut:
     """A person's word over a score: its source becomes ANNOTATION and its status SUCCESS. What it said before stays in
     its history. A score that was not scored needs a value."""
     said = patch.model_dump(exclude_unset=True, mode="python")
@@ -128,7 +129,7 @@ async def change_score(score_id: UUID, patch: ScorePatch, visitor: Visitor) -> S
 
 
 @router.delete("/{score_id}", status_code=204, summary="Delete a score")
-async def delete_score(score_id: UUID, visitor: Visitor) -> Response:
+async def delete_score(score_id: ScoreId, visitor: Visitor) -> Response:
     """Deletes the score and its history."""
     if not await written(visitor, lambda tx: scores.delete(tx, visitor.project, score_id)):
         raise not_found("Score")

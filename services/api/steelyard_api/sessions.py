@@ -41,7 +41,7 @@ async def list_sessions(
     tags: WantedTags = None,
     query: Annotated[Short | None, Query(description="part of the session's id, in any case")] = None,
     sort_by: Annotated[SessionSort, Query(description="recent is the start of the last trace")] = SessionSort.recent,
-    sort_order: Order = Order.desc,
+    sort_order: Annotated[Order, Query(description="sessions without the value come last either way")] = Order.desc,
 ) -> Page[SessionListed]:
     """The project's sessions. The filters choose sessions; the sums are always of all traces of a session."""
     wanted = sessions.SessionFilters(

@@ -5,13 +5,16 @@ from enum import StrEnum
 from typing import Annotated, Any, Generic, TypeVar
 from uuid import UUID
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, GetJsonSchemaHandler
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema
 
 from steelyard.filters import TraceFilters
 from steelyard.traces import Span, SpanKind, SpanStatus, Trace, TraceStatus, milliseconds
 
 T = TypeVar("T")
 DEEPEST = 200
+EXAMPLE = "11111111-1111-1111-1111-111111111111"
 
 
 def _in_utc(when: datetime) -> datetime:
@@ -45,7 +48,105 @@ Tags = Annotated[list[Tag], Field(max_length=200)]
 
 
 class Shape(BaseModel):
+    """Of the contract. Fields that mean the same everywhere are explained in one place, WORDS."""
+
     model_config = ConfigDict(extra="ignore")
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        made = handler(core)
+        for name, field in handler.resolve_ref_schema(made).get("properties", {}).items():
+            if "description" not in field and name in WORDS:
+                field["description"] = WORDS[name]
+        return made
+
+
+WORDS = {
+    "add_tags": "put on each of the traces",
+    "author_user_id": "who signed in and said so",
+    "avg_score": "the average",
+    "avg_traces_per_session": "the average of the sessions in the bucket",
+    "bucket_min": "belongs to this bucket",
+    "category": "trace",
+    "completed_at": "when it ended; null before",
+    "completion_start_time": "when the first token arrived",
+    "completion_tokens": "tokens that models wrote",
+    "config_id": "not used",
+    "cost": "in dollars: a total, or its parts",
+    "count": "how many scores",
+    "created_at": "when it was made",
+    "data_type": "what kind of value it has",
+    "date_from": "traces that started at this time or later",
+    "date_to": "traces that started before this time",
+    "description": "in one or two sentences",
+    "detail": "a sentence",
+    "ended_at": "when it ended; null while it goes on",
+    "environment": "where the agent ran, e.g. production",
+    "error": "what went wrong, in the agent's words",
+    "error_message": "why it could not do its work, or was stopped",
+    "eval_run_id": "the run it comes from",
+    "field": "where it is, like spans.3.name, or the name of a parameter or header",
+    "filters": "which traces",
+    "first_seen": "start of the first trace",
+    "id": "its id",
+    "input": "any JSON: what was asked or given",
+    "items": "this page",
+    "key": "its short name",
+    "kind": "what the step is",
+    "last_seen": "start of the last trace",
+    "latency_ms": "from start to end; null while it goes on",
+    "latest_score_at": "when the newest was made",
+    "limit": "the most items that a page was to have",
+    "max_score": "the highest",
+    "median_score": "the one in the middle",
+    "message": "what is wrong with it",
+    "metadata": "whatever the sender put there",
+    "metric": "what it measures and how",
+    "metric_name": "the metric's or score's name",
+    "metric_names": "by what the traces are scored",
+    "min_score": "the lowest",
+    "model": "the model's name, as the agent gave it",
+    "model_parameters": "e.g. temperature",
+    "name": "its name",
+    "offset": "how many items were skipped",
+    "output": "any JSON: what was answered or found",
+    "p50_latency_ms": "half of the traces were at most this slow",
+    "p90_latency_ms": "nine of ten traces were at most this slow",
+    "p99_latency_ms": "all but one of a hundred traces were at most this slow",
+    "parent_span_id": "the span this one happened in",
+    "project_id": "the project it belongs to",
+    "prompt": "the text",
+    "prompt_tokens": "tokens that models read",
+    "reason": "why, in words",
+    "release": "the agent's version",
+    "remove_tags": "taken off each of the traces",
+    "replaced_at": "when it was changed",
+    "said_at": "when it was said",
+    "sampling_rate": "the part of the matching traces that is scored",
+    "session_count": "sessions that began in the bucket",
+    "session_id": "the conversation it belongs to",
+    "source": "who says so",
+    "span_count": "how many steps it has",
+    "span_id": "the span's id",
+    "spans": "its steps, in the order they started",
+    "stage": "extract or compare",
+    "started_at": "when it began",
+    "status": "how it stands",
+    "success_count": "how many were scored",
+    "tags": "words to find it by",
+    "time_to_first_token_ms": "from the start to the first token",
+    "token_usage": "e.g. prompt_tokens and completion_tokens",
+    "total": "how many match in all",
+    "total_cost": "in dollars, as the spans say",
+    "total_span_count": "steps of all its traces",
+    "total_tokens": "tokens that models read and wrote, as the spans say",
+    "trace_count": "how many traces",
+    "trace_id": "the trace's id",
+    "traces": "a page of them",
+    "updated_at": "when it was last changed",
+    "user_id": "whom the agent worked for",
+    "value": "as text",
+}
 
 
 class SpanIn(Shape):
@@ -67,6 +168,21 @@ class SpanIn(Shape):
     completion_start_time: When | None = Field(None, description="when the first token arrived")
     model_parameters: Object | None = None
     cost: Cost | None = Field(None, description="in dollars; `total`, or parts that are added up")
+
+    model_config = ConfigDict(
+        extra="ignore",
+        json_schema_extra={
+            "examples": [
+                {
+                    "name": "answer",
+                    "kind": "LLM",
+                    "model": "gpt-5.4-mini",
+                    "started_at": "2026-11-20T09:00:02Z",
+                    "token_usage": {"prompt_tokens": 120, "completion_tokens": 30},
+                }
+            ]
+        },
+    )
 
 
 class TraceIn(Shape):
@@ -92,6 +208,7 @@ class TraceIn(Shape):
         json_schema_extra={
             "examples": [
                 {
+                    "trace_id": EXAMPLE,
                     "name": "find-train",
                     "session_id": "trip-1",
                     "started_at": "2026-11-20T09:00:00Z",
@@ -158,12 +275,19 @@ class TraceIds(Shape):
         min_length=1, max_length=500, description="ids that the project lacks are passed over"
     )
 
+    model_config = ConfigDict(extra="ignore", json_schema_extra={"examples": [{"trace_ids": [EXAMPLE]}]})
+
 
 class Retag(TraceIds):
     """A tag that is both added and removed is there afterwards."""
 
     add_tags: Tags = []
     remove_tags: Tags = []
+
+    model_config = ConfigDict(
+        extra="ignore",
+        json_schema_extra={"examples": [{"trace_ids": [EXAMPLE], "add_tags": ["reviewed"], "remove_tags": ["new"]}]},
+    )
 
 
 class Deleted(Shape):
@@ -366,7 +490,7 @@ class RunIn(Shape):
         extra="ignore",
         json_schema_extra={
             "examples": [
-                {"name": "weekly", "metrics": ["task_completion", "coherence"], "filters": {"tags": ["production"]}}
+                {"name": "weekly", "metrics": ["task_completion", "coherence"], "filters": {"session_id": "trip-1"}}
             ]
         },
     )
@@ -381,6 +505,10 @@ class BatchRunIn(Shape):
     metrics: Metrics
     name: RunName = None
     model: Model = None
+
+    model_config = ConfigDict(
+        extra="ignore", json_schema_extra={"examples": [{"trace_ids": [EXAMPLE], "metrics": ["task_completion"]}]}
+    )
 
 
 class RunStatus(StrEnum):
@@ -468,7 +596,7 @@ class ScoreIn(Shape):
         json_schema_extra={
             "examples": [
                 {
-                    "trace_id": "11111111-1111-1111-1111-111111111111",
+                    "trace_id": EXAMPLE,
                     "name": "quality",
                     "value": "0.9",
                     "source": "PROGRAMMATIC",

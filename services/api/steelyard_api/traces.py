@@ -5,7 +5,7 @@ from enum import StrEnum
 from typing import Annotated, Any
 from uuid import UUID, uuid4
 
-from fastapi import APIRouter, Depends, Query, Request, Response
+from fastapi import APIRouter, Depends, Path, Query, Request, Response
 from pydantic import BaseModel, Field
 
 from steelyard.filters import TraceFilters
@@ -42,6 +42,8 @@ from steelyard_api.shapes import (
 from steelyard_api.wire import StrictRoute
 
 router = APIRouter(prefix="/traces", tags=["Traces"], route_class=StrictRoute)
+TraceId = Annotated[UUID, Path(description="the trace's id")]
+SpanId = Annotated[UUID, Path(description="the span's id")]
 Limit = Annotated[int, Query(ge=1, le=200, description="items on a page")]
 Offset = Annotated[int, Query(ge=0, le=2**31 - 1, description="items to skip")]
 Since = Annotated[When | None, Query(description="at this time or later")]
@@ -202,14 +204,14 @@ async def tag_traces(these: Retag, visitor: Visitor) -> Updated:
 
 
 @router.get("/{trace_id}", summary="Read a trace")
-async def read_trace(trace_id: UUID, visitor: Visitor) -> TraceOut:
+async def read_trace(trace_id: TraceId, visitor: Visitor) -> TraceOut:
     """The whole trace, its spans in the order they started."""
     async with visitor.database.begin(visitor.project) as tx:
         return await _read(tx, visitor.project, trace_id)
 
 
 @router.patch("/{trace_id}", summary="Change a trace")
-async def change_trace(trace_id: UUID, patch: TracePatch, visitor: Visitor) -> TraceOut:
+async def change_trace(trace_id: TraceId, patch: TracePatch, visitor: Visitor) -> TraceOut:
     """Touches only the fields that are in the body; null clears one. Metadata merges, tags are replaced.
 
     A trace may be changed while it is being judged: every change of the trace or of a span moves its `version`, and a
@@ -225,7 +227,7 @@ async def change_trace(trace_id: UUID, patch: TracePatch, visitor: Visitor) -> T
 
 
 @router.delete("/{trace_id}", status_code=204, summary="Delete a trace")
-async def delete_trace(trace_id: UUID, visitor: Visitor) -> Response:
+async def delete_trace(trace_id: TraceId, visitor: Visitor) -> Response:
     """Deletes the trace with its spans and all its scores. A run that means it goes on: its pairs of this trace end as
     not scored, because the trace was deleted."""
     if not await written(visitor, lambda tx: traces.delete(tx, visitor.project, [trace_id])):
@@ -237,7 +239,7 @@ async def delete_trace(trace_id: UUID, visitor: Visitor) -> Response:
     "/{trace_id}/spans", status_code=201, summary="Add spans", response_model=SpansAccepted, responses=CREATING
 )
 async def add_spans(
-    trace_id: UUID,
+    trace_id: TraceId,
     spans: Annotated[list[SpanIn], Field(min_length=1, max_length=500)],
     visitor: Visitor,
     creating: Creating,
@@ -254,7 +256,7 @@ async def add_spans(
 
 
 @router.patch("/{trace_id}/spans/{span_id}", summary="Change a span")
-async def change_span(trace_id: UUID, span_id: UUID, patch: SpanPatch, visitor: Visitor) -> SpanOut:
+async def change_span(trace_id: TraceId, span_id: SpanId, patch: SpanPatch, visitor: Visitor) -> SpanOut:
     """Touches only the fields that are in the body; null clears one. Metadata merges."""
     changes = _changes(patch, never_null=("name", "kind", "status"), empty={})
 
