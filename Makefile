@@ -33,6 +33,17 @@ test: install ## the tests, on a real Kafka and a real Postgres
 test-faults: install ## the longer suites that kill processes in the middle of their work
 	@$(PY) -m pytest -m faults $(ARGS)
 
+.PHONY: bench
+bench: bench-ingest bench-lists ## both benches; minutes, and nothing else should run (docs/performance.md)
+
+.PHONY: bench-ingest
+bench-ingest: install ## traces in: shared transactions against one for each request, side by side
+	@$(PY) -m steelyard_local.bench.ingest $(ARGS)
+
+.PHONY: bench-lists
+bench-lists: install ## every list over 100,000 traces and a million spans; ARGS="--keep --explain"
+	@$(PY) -m steelyard_local.bench.lists $(ARGS)
+
 .PHONY: check
 check: install ## ruff, mypy strict, import contracts, the map of the events against the README
 	@.venv/bin/ruff check $(CODE)

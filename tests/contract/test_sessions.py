@@ -141,6 +141,14 @@ KEPT = text(
     FROM sessions ORDER BY session_id
     """
 )
+# Rows that one of the two has and the other lacks.
+TAGGED = text(
+    """
+    WITH seen AS (SELECT DISTINCT project_id, tag, started_at, trace_id FROM traces, unnest(tags) AS tag),
+        kept AS (SELECT project_id, tag, started_at, trace_id FROM trace_tags)
+    SELECT tag FROM ((TABLE seen EXCEPT TABLE kept) UNION ALL (TABLE kept EXCEPT TABLE seen)) AS differ
+    """
+)
 
 
 async def _step(database: Database, project: UUID, kind: str, what: Any) -> None:
@@ -188,7 +196,9 @@ async def test_sessions_are_what_a_naive_count_finds_after_any_changes(
             await _step(api_database, project, kind, what)
         async with database.begin() as tx:
             naive, kept = (await tx.execute(NAIVE)).all(), (await tx.execute(KEPT)).all()
+            tagged = (await tx.execute(TAGGED)).scalars().all()
         assert [tuple(r) for r in kept] == [tuple(r) for r in naive], steps
+        assert tagged == [], steps
         await _step(api_database, project, "delete", IDS)
     assert any(len(steps) > 3 for steps in found)
 

@@ -5,10 +5,10 @@ from datetime import UTC, datetime
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
-from sqlalchemy import ColumnElement, collate, func, literal
+from sqlalchemy import ColumnElement, collate, func, literal, select
 from sqlmodel import col
 
-from steelyard.store.tables import TraceRow
+from steelyard.store.tables import TraceRow, TraceTag
 from steelyard.traces import Trace, TraceStatus
 
 
@@ -47,9 +47,24 @@ class TraceFilters(BaseModel):
             if wanted is not None:
                 found.append(column == wanted)
         if self.tags:
-            found.append(TraceRow.__table__.c.tags.overlap(list(self.tags)))  # type: ignore[attr-defined]
+            tagged = select(col(TraceTag.trace_id)).where(
+                col(TraceTag.project_id) == col(TraceRow.project_id), col(TraceTag.tag).in_(self.tags)
+            )
+            found.append(col(TraceRow.trace_id).in_(tagged))
         if self.name is not None:
             found.append(func.strpos(_folded(col(TraceRow.name)), _folded(literal(self.name))) > 0)
+        return found
+
+    def only_tags_and_times(self) -> bool:
+        return bool(self.tags) and not set(self.as_json()) - {"tags", "date_from", "date_to"}
+
+    def of_tags(self) -> Sequence[ColumnElement[bool]]:
+        """Tags and times over the tags' own table, which repeats when each trace started."""
+        found: list[ColumnElement[bool]] = [col(TraceTag.tag).in_(self.tags or ())]
+        if self.date_from is not None:
+            found.append(col(TraceTag.started_at) >= self.date_from)
+        if self.date_to is not None:
+            found.append(col(TraceTag.started_at) < self.date_to)
         return found
 
     def matches(self, trace: Trace) -> bool:

@@ -18,11 +18,12 @@ _SHOWN = (
     (_S.error_count > 0).label("has_error"), _S.user_id, _S.tags, _S.span_count.label("total_span_count"),
     _S.total_tokens, _S.total_cost,
 )  # fmt: skip
-SORTS: Mapping[str, ColumnElement[Any]] = {
-    "recent": _S.last_trace_at,
-    "trace_count": _S.trace_count,
-    "latency": _S.latency_ms,
-    "cost": _S.total_cost,
+# As its index is: what is never null says nothing of nulls, or Postgres sorts what it could read in order.
+SORTS: Mapping[str, tuple[tuple[Any, ...], tuple[Any, ...]]] = {  # descending, ascending
+    "recent": ((_S.last_trace_at.desc(), _S.session_id), (_S.last_trace_at, _S.session_id.desc())),
+    "trace_count": ((_S.trace_count.desc(), _S.session_id), (_S.trace_count, _S.session_id)),
+    "latency": ((_S.latency_ms.desc().nulls_last(), _S.session_id), (_S.latency_ms, _S.session_id)),
+    "cost": ((_S.total_cost.desc(), _S.session_id), (_S.total_cost, _S.session_id)),
 }
 
 
@@ -60,8 +61,8 @@ async def page(
 ) -> tuple[list[dict[str, Any]], int]:
     where = filters.sql(project)
     total = (await tx.execute(select(func.count()).select_from(Session).where(*where))).scalar_one()
-    order = SORTS[sort_by].desc().nulls_last() if descending else SORTS[sort_by].asc().nulls_last()
-    rows = await tx.execute(select(*_SHOWN).where(*where).order_by(order, _S.session_id).limit(limit).offset(offset))
+    order = SORTS[sort_by][0 if descending else 1]
+    rows = await tx.execute(select(*_SHOWN).where(*where).order_by(*order).limit(limit).offset(offset))
     return [dict(r._mapping) for r in rows], total
 
 

@@ -163,7 +163,6 @@ class TraceRow(SQLModel, table=True):
         Index(
             "traces_session", "project_id", "session_id", "started_at", postgresql_where=text("session_id IS NOT NULL")
         ),
-        Index("traces_tags", "tags", postgresql_using="gin"),
     )
 
     trace_id: UUID = Field(primary_key=True)
@@ -188,6 +187,17 @@ class TraceRow(SQLModel, table=True):
     version: int = _count(1)
     ingested_at: datetime = _when(now=True)
     created_xid: Any = Field(sa_column=Column(Xid8, nullable=False, server_default=text("pg_current_xact_id()")))
+
+
+class TraceTag(SQLModel, table=True):
+    """A trace's tags as rows, kept up by triggers on `traces`: an index leads to them under row-level security too."""
+
+    __tablename__ = "trace_tags"
+
+    project_id: UUID = Field(primary_key=True, foreign_key="projects.id", ondelete="CASCADE")
+    tag: str = Field(sa_column=Column(Text, primary_key=True))
+    started_at: datetime = Field(sa_column=Column(DateTime(timezone=True), primary_key=True))
+    trace_id: UUID = Field(primary_key=True)
 
 
 class SpanRow(SQLModel, table=True):
@@ -339,7 +349,10 @@ class TraceScore(SQLModel, table=True):
 
     __tablename__ = "trace_scores"
     __table_args__ = (
-        Index("trace_scores_run", "eval_run_id"),
+        Index("trace_scores_run", "eval_run_id", "project_id", text("created_at DESC"), "id"),
+        Index("trace_scores_source", "project_id", "source", text("created_at DESC")),
+        Index("trace_scores_data_type", "project_id", "data_type", text("created_at DESC")),
+        Index("trace_scores_environment", "project_id", "environment", text("created_at DESC")),
         Index("trace_scores_trace", "trace_id", "name", text("created_at DESC")),
         Index("trace_scores_newest", "project_id", text("created_at DESC"), "id"),
         Index(
@@ -407,6 +420,6 @@ class OutboxRow(SQLModel, table=True):
 
 
 TENANT_TABLES = (
-    "traces", "spans", "sessions", "runs", "targets", "pairs", "trace_scores", "score_history", "rate_limits",
+    "traces", "trace_tags", "spans", "sessions", "runs", "targets", "pairs", "trace_scores", "score_history", "rate_limits",
     "idempotency_keys",
 )  # fmt: skip

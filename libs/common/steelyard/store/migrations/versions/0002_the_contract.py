@@ -17,7 +17,7 @@ def upgrade() -> None:
     _sums()
     _scores()
     _runs()
-    for statement in SESSIONS:
+    for statement in (*SESSIONS, *TAGS):
         op.execute(statement)
 
 
@@ -97,6 +97,14 @@ def _scores() -> None:
         "trace_scores",
         ["project_id", "name", sa.literal_column("created_at DESC")],
         postgresql_include=["status", "number"],
+    )
+    for column in ("source", "data_type", "environment"):
+        op.create_index(
+            f"trace_scores_{column}", "trace_scores", ["project_id", column, sa.literal_column("created_at DESC")]
+        )
+    op.drop_index("trace_scores_run", "trace_scores")
+    op.create_index(
+        "trace_scores_run", "trace_scores", ["eval_run_id", "project_id", sa.literal_column("created_at DESC"), "id"]
     )
     op.create_index(
         "trace_scores_parked",
@@ -202,17 +210,19 @@ SESSIONS = (
             span_count,
             total_tokens, total_cost, user_id, tags
         )
-        SELECT project_id, session_id, count(*), count(*) FILTER (WHERE status = 'ERROR'), min(started_at),
-            max(started_at), max(coalesce(ended_at, started_at)),
-            sum(greatest(extract(epoch FROM ended_at - started_at) * 1000, 0)) FILTER (WHERE ended_at IS NOT NULL),
-            sum(span_count), sum(total_tokens), sum(total_cost),
-            (array_agg(user_id ORDER BY started_at DESC) FILTER (WHERE user_id IS NOT NULL))[1],
-            coalesce((
-                SELECT array_agg(DISTINCT tag) FROM added a CROSS JOIN unnest(a.tags) AS tag
-                WHERE a.project_id = n.project_id AND a.session_id = n.session_id
-            ), '{}')
-        FROM added n WHERE session_id IS NOT NULL
-        GROUP BY project_id, session_id ORDER BY project_id, session_id
+        SELECT n.*, coalesce(g.tags, '{}') FROM (
+            SELECT project_id, session_id, count(*), count(*) FILTER (WHERE status = 'ERROR'), min(started_at),
+                max(started_at), max(coalesce(ended_at, started_at)),
+                sum(greatest(extract(epoch FROM ended_at - started_at) * 1000, 0)) FILTER (WHERE ended_at IS NOT NULL),
+                sum(span_count), sum(total_tokens), sum(total_cost),
+                (array_agg(user_id ORDER BY started_at DESC) FILTER (WHERE user_id IS NOT NULL))[1]
+            FROM added WHERE session_id IS NOT NULL GROUP BY project_id, session_id
+        ) n
+        LEFT JOIN (
+            SELECT project_id, session_id, array_agg(DISTINCT tag) AS tags FROM added CROSS JOIN unnest(tags) AS tag
+            WHERE session_id IS NOT NULL GROUP BY project_id, session_id
+        ) g USING (project_id, session_id)
+        ORDER BY project_id, session_id
         ON CONFLICT (project_id, session_id) DO UPDATE SET
             trace_count = s.trace_count + excluded.trace_count,
             error_count = s.error_count + excluded.error_count,
@@ -333,8 +343,78 @@ SESSIONS = (
     """,
 )
 
+# Tags a second time, as rows: under row-level security an index is used only for operators that are leakproof, which
+# equality is and the overlap of arrays is not.
+TAGS = (
+    """
+    CREATE TABLE trace_tags (
+        project_id uuid NOT NULL REFERENCES projects (id) ON DELETE CASCADE,
+        tag text NOT NULL,
+        started_at timestamptz NOT NULL,
+        trace_id uuid NOT NULL,
+        PRIMARY KEY (project_id, tag, started_at, trace_id)
+    )
+    """,
+    """
+    CREATE FUNCTION tags_added() RETURNS trigger LANGUAGE plpgsql SET search_path = public AS $$
+    BEGIN
+        INSERT INTO trace_tags (project_id, tag, started_at, trace_id)
+        SELECT DISTINCT project_id, tag, started_at, trace_id FROM added CROSS JOIN unnest(tags) AS tag;
+        RETURN NULL;
+    END $$
+    """,
+    """
+    CREATE FUNCTION tags_changed() RETURNS trigger LANGUAGE plpgsql SET search_path = public AS $$
+    BEGIN
+        IF NOT EXISTS (
+            SELECT 1 FROM gone o JOIN added n USING (trace_id)
+            WHERE (o.tags, o.started_at) IS DISTINCT FROM (n.tags, n.started_at)
+        ) THEN
+            RETURN NULL;
+        END IF;
+        DELETE FROM trace_tags t USING gone o CROSS JOIN unnest(o.tags) AS was (tag)
+        WHERE t.project_id = o.project_id AND t.tag = was.tag AND t.started_at = o.started_at
+            AND t.trace_id = o.trace_id;
+        INSERT INTO trace_tags (project_id, tag, started_at, trace_id)
+        SELECT DISTINCT project_id, tag, started_at, trace_id FROM added CROSS JOIN unnest(tags) AS tag;
+        RETURN NULL;
+    END $$
+    """,
+    """
+    CREATE FUNCTION tags_gone() RETURNS trigger LANGUAGE plpgsql SET search_path = public AS $$
+    BEGIN
+        DELETE FROM trace_tags t USING gone o CROSS JOIN unnest(o.tags) AS was (tag)
+        WHERE t.project_id = o.project_id AND t.tag = was.tag AND t.started_at = o.started_at
+            AND t.trace_id = o.trace_id;
+        RETURN NULL;
+    END $$
+    """,
+    """
+    INSERT INTO trace_tags (project_id, tag, started_at, trace_id)
+    SELECT DISTINCT project_id, tag, started_at, trace_id FROM traces CROSS JOIN unnest(tags) AS tag
+    """,
+    """
+    CREATE TRIGGER tags_added AFTER INSERT ON traces REFERENCING NEW TABLE AS added
+    FOR EACH STATEMENT EXECUTE FUNCTION tags_added()
+    """,
+    """
+    CREATE TRIGGER tags_changed AFTER UPDATE ON traces REFERENCING OLD TABLE AS gone NEW TABLE AS added
+    FOR EACH STATEMENT EXECUTE FUNCTION tags_changed()
+    """,
+    """
+    CREATE TRIGGER tags_gone AFTER DELETE ON traces REFERENCING OLD TABLE AS gone
+    FOR EACH STATEMENT EXECUTE FUNCTION tags_gone()
+    """,
+    "DROP INDEX traces_tags",
+)
+
 
 def downgrade() -> None:
+    op.create_index("traces_tags", "traces", ["tags"], postgresql_using="gin")
+    for name in ("tags_added", "tags_changed", "tags_gone"):
+        op.execute(f"DROP TRIGGER {name} ON traces")
+        op.execute(f"DROP FUNCTION {name}()")
+    op.drop_table("trace_tags")
     for name in ("sessions_added", "sessions_changed", "sessions_gone"):
         op.execute(f"DROP TRIGGER {name} ON traces")
         op.execute(f"DROP FUNCTION {name}()")
@@ -346,7 +426,9 @@ def downgrade() -> None:
     op.drop_column("runs", "deleted_at")
     op.drop_table("score_history")
     op.drop_index("trace_scores_parked", "trace_scores")
-    op.drop_index("trace_scores_name", "trace_scores")
+    for column in ("name", "source", "data_type", "environment", "run"):
+        op.drop_index(f"trace_scores_{column}", "trace_scores")
+    op.create_index("trace_scores_run", "trace_scores", ["eval_run_id"])
     op.drop_column("trace_scores", "number")
     for index, table in (("spans_models", "spans"), ("traces_user", "traces"), ("traces_name", "traces")):
         op.drop_index(index, table)

@@ -1,0 +1,1 @@
+"""Benches: they measure and decide nothing. `docs/performance.md` says what was seen."""
