@@ -1,6 +1,7 @@
 """Who may see what: keys, projects, and other tenants' ids."""
 
 import asyncio
+from datetime import UTC, datetime, timedelta
 from uuid import uuid4
 
 import httpx
@@ -12,6 +13,7 @@ from contract_helpers import new_trace
 from steelyard.store import access
 from steelyard.store.database import Database
 from steelyard.store.tables import TENANT_TABLES
+from steelyard_api import keys
 
 ROUTES = (
     "/traces",
@@ -35,13 +37,71 @@ async def test_a_project_name_is_needed(http: httpx.AsyncClient, key: str) -> No
     assert answer.status_code == 400 and "X-Project-Name" in answer.json()["detail"]
 
 
-async def test_expired_and_revoked_keys_are_refused(
-    client: httpx.AsyncClient, key: str, api_database: Database
-) -> None:
+async def test_a_revoked_key_gets_no_further(client: httpx.AsyncClient, key: str, api_database: Database) -> None:
     assert (await client.get("/traces")).status_code == 200
     async with api_database.begin() as tx:
-        assert await access.revoke(tx, key[:12]) == 1
-    assert (await client.get("/traces")).status_code == 401
+        assert await keys.revoke(tx, key[:12])
+    answer = await client.get("/traces")
+    assert answer.status_code == 401 and "revoked" in answer.json()["detail"]
+    assert answer.headers["WWW-Authenticate"].startswith("ApiKey")
+
+
+async def test_an_expired_key_gets_no_further(client: httpx.AsyncClient, api_database: Database) -> None:
+    async with api_database.begin() as tx:
+        key, _ = await access.make_key(tx, "acme", "short", datetime.now(UTC) - timedelta(seconds=1))
+    answer = await client.get("/traces", headers={"X-API-Key": key})
+    assert answer.status_code == 401 and "expired" in answer.json()["detail"]
+
+
+@pytest.mark.parametrize("spelling", ["{prefix}", "{prefix}…", "{prefix}...", "{id}", "{key}"])
+async def test_a_key_is_revoked_by_whatever_the_list_shows(api_database: Database, key: str, spelling: str) -> None:
+    async with api_database.begin() as tx:
+        (row,) = await access.keys(tx)
+        said = spelling.format(key=key, **row)
+        assert row["prefix"] in await keys.revoke(tx, said)
+        assert await access.keys_like(tx, key) == []
+        with pytest.raises(keys.Stopped, match="revoked already"):
+            await keys.revoke(tx, said)
+
+
+async def test_a_beginning_that_two_keys_share_revokes_neither(
+    api_database: Database, client: httpx.AsyncClient, key: str
+) -> None:
+    async with api_database.begin() as tx:
+        _, twin = await access.make_key(tx, "acme", "twin")
+        await tx.execute(text("UPDATE api_keys SET prefix = :p WHERE id = :id"), {"p": key[:12], "id": twin})
+        with pytest.raises(keys.Stopped, match=f"ambiguous(.|\n)*{twin}"):
+            await keys.revoke(tx, key[:12])
+        await keys.revoke(tx, str(twin))
+    assert (await client.get("/traces")).status_code == 200
+
+
+@pytest.mark.parametrize("said", ["{other}", "{random}", "not-an-id", "0", "\x7f"])
+async def test_a_project_id_of_nobody_or_of_somebody_else_is_not_found(
+    client: httpx.AsyncClient, api_database: Database, said: str
+) -> None:
+    async with api_database.begin() as tx:
+        other = await access.make_organization(tx, "globex", None)
+        assert other is not None
+        project = await access.project_of(tx, other["id"], "p")
+    headers = {"X-Project-ID": said.format(other=project, random=uuid4())}
+    for name in ("p", ""):
+        answer = await client.get("/traces", headers=headers | {"X-Project-Name": name})
+        assert (answer.status_code, answer.json()["detail"]) == (404, "Project not found")
+
+
+async def test_a_project_is_found_by_its_id_with_a_key_too(client: httpx.AsyncClient, database: Database) -> None:
+    trace = await new_trace(client)
+    async with database.begin() as tx:
+        project = (await tx.execute(text("SELECT id FROM projects"))).scalar()
+    del client.headers["X-Project-Name"]
+    assert (await client.get(f"/traces/{trace}", headers={"X-Project-ID": str(project)})).status_code == 200
+
+
+async def test_a_stranger_learns_nothing_about_projects(http: httpx.AsyncClient) -> None:
+    for headers in ({}, {"X-Project-ID": "nonsense"}, {"X-Project-Name": "x" * 300}):
+        answer = await http.get("/traces", headers={"X-API-Key": "sk_sy_guessed", **headers})
+        assert answer.status_code == 401
 
 
 async def test_a_key_is_stored_as_a_hash_alone(key: str, database: Database) -> None:

@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import secrets
 import shlex
 import sys
 import time
@@ -20,6 +21,7 @@ from steelyard_local.stack import COUNTS, Processes, Stack, environment, in_back
 
 PROJECT = "dev"
 STUB = "stub-model"
+SAID = ("KAFKA_BOOTSTRAP", "DATABASE_URL", "API_DATABASE_URL", "TOPIC_PREFIX", "ADMIN_TOKEN")
 VERBS = ("stop", "start", "kill", "restart", "status")
 USAGE = """\
 Without arguments: start Kafka, Postgres and the services and keep them running until Ctrl-C.
@@ -91,6 +93,7 @@ class Dev:
             address = f"http://127.0.0.1:{home.port(STUB)}/v1"
             environ |= {"JUDGE_BASE_URL": address, "JUDGE_MODEL": "openai/stub"}
             environ.setdefault("JUDGE_API_KEY", "stub")
+        environ.setdefault("ADMIN_TOKEN", kept_token())
         self._stack = Stack(home, environ, self._say, durable=True, echo=self._echo)
         self._key = ""
         self._work: Future[None] | None = None
@@ -199,7 +202,7 @@ class Dev:
         """`.local/dev.env`, for scripts: where everything is now, with the pid of every process by its name."""
         env = self._stack.env
         said = {"BASE_URL": self._stack.services.base_url, "API_KEY": self._key, "PROJECT_NAME": PROJECT}
-        said |= {name: env[name] for name in ("KAFKA_BOOTSTRAP", "DATABASE_URL", "TOPIC_PREFIX") if name in env}
+        said |= {name: env[name] for name in SAID if name in env}
         said |= pids(list(self._home.children.values()))
         write_privately(ENV_FILE, "".join(f"{name}={shlex.quote(value)}\n" for name, value in said.items()))
 
@@ -210,6 +213,7 @@ class Dev:
         lines = [
             f"\n{bold('Steelyard runs at')} {url}",
             f"API key: {self._key}   project: {PROJECT}   (also in .local/dev.env)",
+            "admin:   organisations, projects and keys under /admin, with ADMIN_TOKEN from .local/dev.env",
             f"judge:   {about_judge(judge_of(self._environ), self._environ)}\n",
             bold("Three lines to try, one after the other:"),
             *curls(url, self._key, [m for m in METRICS if m in offered]),
@@ -266,6 +270,14 @@ def pids(children: Iterable[Child]) -> Mapping[str, str]:
             if number.isdecimal():
                 said.setdefault(f"PID_{kind}", []).append(child.pid)
     return {name: " ".join(map(str, numbers)) for name, numbers in sorted(said.items())}
+
+
+def kept_token() -> str:
+    """Beside the key, and as long as the data: scripts that learned it go on working."""
+    note = FOLDER / "admin-token"
+    if not note.exists():
+        write_privately(note, secrets.token_urlsafe(24))
+    return note.read_text()
 
 
 def curls(url: str, key: str, metrics: list[str]) -> list[str]:

@@ -1,15 +1,18 @@
 """Every environment variable, typed, with a default that works on a laptop."""
 
+import sys
 from functools import cache
+from typing import Self
 
-from pydantic import Field, SecretStr
+from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 
 class Settings(BaseSettings):
     """Read once, in each service's `__main__`; everything below takes what it needs as an argument."""
 
-    model_config = SettingsConfigDict(env_ignore_empty=True, frozen=True, extra="ignore")
+    # A wrong value may be a secret: an error names the variable and leaves the value out.
+    model_config = SettingsConfigDict(env_ignore_empty=True, frozen=True, extra="ignore", hide_input_in_errors=True)
 
     database_url: SecretStr = Field(
         SecretStr("postgresql://steelyard:steelyard@127.0.0.1:5432/steelyard"),
@@ -67,10 +70,71 @@ class Settings(BaseSettings):
     ingest_group: int = Field(
         200, ge=1, le=1000, description="most traces written in one transaction; 1: each request its own"
     )
+    requests_per_minute: int = Field(
+        60_000, ge=0, le=10_000_000, description="requests of one API key or token's subject a minute; 0: no limit"
+    )
     runs_per_minute: int = Field(50, ge=0, description="runs a project may create a minute, by endpoint; 0: no limit")
     ledger_days: int = Field(30, ge=1, description="how long a finished run keeps the rows of its successful pairs")
+
+    jwt_secret: SecretStr | None = Field(
+        None, description="bearer tokens signed with HS256, HS384 or HS512: the shared secret, at least 32 bytes"
+    )
+    jwt_jwks_url: str | None = Field(
+        None,
+        description="bearer tokens signed with RS, PS, ES or EdDSA: where the identity provider publishes its keys",
+    )
+    jwt_jwks: str | None = Field(None, description="the same keys as JSON, instead of an address")
+    jwt_issuer: str | None = Field(None, description="`iss` of a bearer token; needed once one of the three is set")
+    jwt_audience: str | None = Field(None, description="`aud` of a bearer token; needed once one of the three is set")
+    jwt_org_claim: str = Field(
+        "org_id", min_length=1, description="the claim that names the organisation, by its id or its external_id"
+    )
+    admin_token: SecretStr | None = Field(
+        None, description="turns /admin on and is its bearer token; at least 16 characters"
+    )
+
+    @field_validator("jwt_secret")
+    @classmethod
+    def _long_enough(cls, secret: SecretStr | None) -> SecretStr | None:
+        """A secret shorter than its hash can be guessed by whoever holds one token (RFC 7518, 3.2)."""
+        if secret is not None and (length := len(secret.get_secret_value().encode())) < 32:
+            raise ValueError(f"has {length} bytes, and at least 32 are needed")
+        return secret
+
+    @field_validator("admin_token")
+    @classmethod
+    def _no_word(cls, token: SecretStr | None) -> SecretStr | None:
+        if token is not None and len(token.get_secret_value()) < 16:
+            raise ValueError("has less than 16 characters")
+        return token
+
+    @field_validator("jwt_jwks_url")
+    @classmethod
+    def _address(cls, url: str | None) -> str | None:
+        if url is not None and not url.startswith(("https://", "http://")):
+            raise ValueError("is no http:// or https:// address")
+        return url
+
+    @model_validator(mode="after")
+    def _bearer_is_whole(self) -> Self:
+        """A token is for one issuer and one audience: without them a token for somebody else's service would do."""
+        if self.jwt_jwks and self.jwt_jwks_url:
+            raise ValueError("JWT_JWKS and JWT_JWKS_URL are both set: one of them is meant")
+        if not (self.jwt_secret or self.jwt_jwks or self.jwt_jwks_url):
+            return self
+        if not (self.jwt_issuer and self.jwt_audience):
+            raise ValueError("bearer tokens are on, so JWT_ISSUER and JWT_AUDIENCE are needed: both are checked")
+        return self
 
 
 @cache
 def from_environment() -> Settings:
-    return Settings()
+    """A wrong setting is a sentence and the end: this is read before anything else happens."""
+    try:
+        return Settings()
+    except ValidationError as e:
+        sys.exit("\n".join(f"settings: {_sentence(x['loc'], x['msg'])}" for x in e.errors()))
+
+
+def _sentence(place: tuple[int | str, ...], said: str) -> str:
+    return " ".join([*(str(p).upper() for p in place[:1]), said.removeprefix("Value error, ")])

@@ -13,7 +13,7 @@ from steelyard import __version__
 from steelyard.health import readiness
 from steelyard.settings import Settings
 from steelyard.store.database import Database
-from steelyard_api import analytics, errors, runs, scores, sessions, traces
+from steelyard_api import access, admin, analytics, document, errors, runs, scores, sessions, traces
 from steelyard_api.ingest import Ingest
 from steelyard_api.shapes import Failure
 from steelyard_api.wire import BodyLimit, RequestId
@@ -51,6 +51,7 @@ TAGS = [
     {"name": "Trace runs", "description": "Which traces are scored by which metrics, and how far that is."},
     {"name": "Trace scores", "description": "What judges, programs and people said about traces."},
     {"name": "Score analytics", "description": "Scores added up, over time, and by value."},
+    {"name": "Administration", "description": "Organisations, their projects and their keys; on where ADMIN_TOKEN is set."},
 ]
 REFUSALS = {
     400: "the request makes sense and cannot be done; the answer names the field",
@@ -78,6 +79,7 @@ def api(settings: Settings, database: Database, running: Running | None = None) 
 
     app = FastAPI(title="Steelyard", version=__version__, description=DESCRIPTION, openapi_tags=TAGS, lifespan=lifespan)
     app.state.settings, app.state.database = settings, database
+    access.install(app, settings, database)
     app.state.ingest = Ingest(database, settings.ingest_group)
     app.state.most_bytes = int(settings.max_body_mb * 1_000_000)
     refusals: dict[int | str, dict[str, Any]] = {
@@ -85,8 +87,11 @@ def api(settings: Settings, database: Database, running: Running | None = None) 
     }
     for router in (traces.router, sessions.router, runs.router, scores.router, analytics.router):
         app.include_router(router, responses=refusals)
+    if settings.admin_token is not None:
+        app.include_router(admin.router, responses=refusals)
     _operations(app, database)
     errors.install(app)
+    document.install(app)
     app.add_middleware(BodyLimit, most=app.state.most_bytes)
     app.add_middleware(RequestId)
     return app

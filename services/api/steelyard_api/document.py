@@ -15,7 +15,7 @@ def install(app: FastAPI) -> None:
             app.openapi_schema = _told(made())
         return app.openapi_schema
 
-    app.openapi = openapi  # type: ignore[method-assign] - FastAPI's own way to extend it
+    app.openapi = openapi  # type: ignore[method-assign]
 
 
 def _told(document: dict[str, Any]) -> dict[str, Any]:

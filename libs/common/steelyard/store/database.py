@@ -41,6 +41,12 @@ class Database:
                 await tx.execute(_ENTER, {"project": str(project)})
             yield tx
 
+    @asynccontextmanager
+    async def single(self) -> AsyncIterator[Tx]:
+        """For statements that stand alone and touch no project's rows: each commits itself, without BEGIN and COMMIT."""
+        async with self._engine.connect() as tx:
+            yield await tx.execution_options(isolation_level="AUTOCOMMIT")
+
     async def start(self) -> None:
         """Ready means migrated: a service that is ahead of its tables waits for them."""
         try:
