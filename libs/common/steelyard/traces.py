@@ -1,10 +1,9 @@
 """What an agent did: a trace and its spans, as the judges read them."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict
@@ -98,8 +97,7 @@ def storable(value: Any) -> Any:
 MOST = 10**12
 
 
-@dataclass(frozen=True)
-class Usage:
+class Usage(NamedTuple):
     """What a span used up, read out of its own words for it; None where it does not say."""
 
     prompt_tokens: int | None
@@ -108,8 +106,13 @@ class Usage:
     total_cost: float | None
 
 
+NO_USAGE = Usage(None, None, None, None)
+
+
 def usage(tokens: Mapping[str, Any] | None, cost: Mapping[str, Any] | None) -> Usage:
     """OpenAI's names or Anthropic's; a total that is not said is the sum of its parts."""
+    if not tokens and not cost:
+        return NO_USAGE
     said = {k: n for k, v in (tokens or {}).items() if (n := _amount(v)) is not None}
     prompt, completion = (said.get(f"{a}_tokens", said.get(f"{b}_tokens")) for a, b in _SPELLINGS)
     parts = [n for n in (prompt, completion) if n is not None]

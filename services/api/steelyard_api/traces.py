@@ -52,6 +52,8 @@ WantedTags = Annotated[
     list[Short] | None, Query(max_length=200, description="any of these; repeat the parameter for more than one")
 ]
 
+NUL = b"\\u0000"  # the one way to write it in JSON that the parser lets pass
+
 
 class SortBy(StrEnum):
     started_at = "started_at"
@@ -89,7 +91,7 @@ async def send_trace(trace: TraceIn, visitor: Visitor, creating: Creating, reque
     and tags merge, spans are added or updated by their ids. So sending the same trace twice changes nothing, as long
     as you choose the ids. An id that another project has is answered with 404 and changes nothing. Characters that a
     database cannot hold (NUL) become U+FFFD. Scores that were sent ahead for this trace id are attached to it."""
-    arrival = _arrival(trace)
+    arrival = _arrival(trace, clean=NUL not in await request.body())
     accepted = TraceAccepted(trace_id=arrival.trace_id, task_id=visitor.request_id)
     ingest: Ingest = request.app.state.ingest
 
@@ -245,7 +247,7 @@ async def add_spans(
     creating: Creating,
 ) -> Response:
     """Adds spans to a trace, or updates those whose ids it has: what is not sent (or null) stays as it is."""
-    rows = [_span(s) for s in spans]
+    rows = [_named(storable(s.model_dump(mode="python"))) for s in spans]
 
     async def work(tx: Tx) -> BaseModel:
         if not await traces.add_spans(tx, visitor.project, trace_id, rows):
@@ -276,16 +278,19 @@ async def _read(tx: Tx, project: UUID, trace_id: UUID) -> TraceOut:
     return TraceOut.of(found)
 
 
-def _arrival(trace: TraceIn) -> Arrival:
-    fields = storable(trace.model_dump(exclude={"spans"}, mode="python"))
+def _arrival(trace: TraceIn, clean: bool) -> Arrival:
+    """Looking into every word of a large trace costs as much as checking its shape: only where there is a reason."""
+    dumped = trace.model_dump(mode="python")
+    fields = dumped if clean else storable(dumped)
+    spans = fields.pop("spans")
     fields["trace_id"] = trace.trace_id or uuid4()
     for name in ("session_id", "user_id"):
         fields[name] = fields[name] or None  # an empty one names nobody, and could not stand in a path
-    return Arrival(fields, [_span(s) for s in trace.spans])
+    return Arrival(fields, [_named(s) for s in spans])
 
 
-def _span(span: SpanIn) -> dict[str, Any]:
-    return {**storable(span.model_dump(mode="python")), "span_id": span.span_id or uuid4()}
+def _named(span: dict[str, Any]) -> dict[str, Any]:
+    return span if span["span_id"] else {**span, "span_id": uuid4()}
 
 
 def _changes(patch: TracePatch | SpanPatch, never_null: tuple[str, ...], empty: dict[str, Any]) -> dict[str, Any]:

@@ -1,5 +1,7 @@
 """The pool, and a transaction: every verb of the store takes one first."""
 
+import math
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -7,8 +9,9 @@ from uuid import UUID
 
 import asyncpg
 import orjson
-from sqlalchemy import exc, text
+from sqlalchemy import event, exc, text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+from sqlalchemy.pool import ConnectionPoolEntry
 
 from steelyard.errors import Later
 
@@ -16,6 +19,7 @@ Tx = AsyncConnection
 # Connection trouble, shutdown, serialization, deadlock, out of resources, lock not available.
 PASSING = ("08", "57P", "40001", "40P01", "53", "55P03")
 HEAD = "0002"
+RESTED_SECONDS = 1.0
 
 
 class Database:
@@ -28,11 +32,11 @@ class Database:
             pool_size=pool,
             max_overflow=0,
             pool_timeout=10,
-            pool_pre_ping=True,
             json_serializer=dumps,
             json_deserializer=orjson.loads,
             connect_args={"timeout": 5, "server_settings": {"application_name": "steelyard"}},
         )
+        _ping_the_idle(self._engine)
 
     @asynccontextmanager
     async def begin(self, project: UUID | None = None) -> AsyncIterator[Tx]:
@@ -67,6 +71,25 @@ class Database:
         except (exc.SQLAlchemyError, asyncpg.PostgresError, OSError) as e:
             return f"the database does not answer: {reason(e)}"
         return None
+
+
+def _ping_the_idle(engine: AsyncEngine) -> None:
+    """A connection that rested may have lost its server: it is asked before it is used. One that was in use a moment ago
+    is not: three round trips for each transaction would cost more than the transaction."""
+    pool = engine.sync_engine
+
+    @event.listens_for(pool, "checkin")
+    def rests(_: Any, record: ConnectionPoolEntry) -> None:
+        record.info["rests_since"] = time.monotonic()
+
+    @event.listens_for(pool, "checkout")
+    def wakes(connection: Any, record: ConnectionPoolEntry, _: Any) -> None:
+        if time.monotonic() - record.info.get("rests_since", math.inf) < RESTED_SECONDS:
+            return
+        try:
+            pool.dialect.do_ping(connection)
+        except Exception as e:
+            raise exc.InvalidatePoolError(reason(e)) from e
 
 
 _ENTER = text("SELECT set_config('steelyard.project', :project, true)")

@@ -1,7 +1,7 @@
 """Traces and their spans: written as upserts by their own ids, read whole or in pages."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
@@ -218,13 +218,19 @@ def _as_sent(arrival: Arrival) -> dict[str, Any]:
 
 def _numbered(arrival: Arrival) -> list[dict[str, Any]]:
     return [
-        {**s, **asdict(usage(s.get("token_usage"), s.get("cost"))), "trace_id": arrival.trace_id, "position": n}
+        {**s, **_used(s), "trace_id": arrival.trace["trace_id"], "position": n}
         for n, s in enumerate(_merged(arrival.spans))
     ]
 
 
-def _merged(spans: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def _used(span: Mapping[str, Any]) -> dict[str, Any]:
+    return usage(span.get("token_usage"), span.get("cost"))._asdict()
+
+
+def _merged(spans: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     """A span sent twice in one request is one span: the later one's fields win."""
+    if len({s["span_id"] for s in spans}) == len(spans):
+        return list(spans)
     merged: dict[Any, dict[str, Any]] = {}
     for span in spans:
         merged[span["span_id"]] = merged.get(span["span_id"], {}) | {k: v for k, v in span.items() if v is not None}
@@ -235,7 +241,7 @@ def _changes(changes: Mapping[str, Any], columns: Mapping[str, str]) -> tuple[st
     """`a = :a, b = :b` for the columns that are named, from fixed words alone, and their values."""
     given = {k: dumps(v) if v is not None and columns[k] in ("json", "jsonb") else v for k, v in changes.items()}
     if "token_usage" in changes or "cost" in changes:
-        used = asdict(usage(changes.get("token_usage"), changes.get("cost")))
+        used = _used(changes)
         names = [k for k in used if ("tokens" in k and "token_usage" in changes) or ("cost" in k and "cost" in changes)]
         given |= {k: used[k] for k in names}
     sets = [
