@@ -6,7 +6,7 @@ from prometheus_client import Gauge
 
 from steelyard.service import Service
 from steelyard.settings import Settings
-from steelyard.store import ledger, once, scores
+from steelyard.store import ledger, once, scores, usage
 from steelyard.store.database import Database
 
 log = logging.getLogger(__name__)
@@ -52,6 +52,7 @@ def scheduler(settings: Settings, database: Database) -> Service:
             parked = await scores.prune_parked(tx, PARKED_HOURS, PAGE)
         async with database.begin() as tx:
             answers = await once.forget(tx, REMEMBERED_HOURS, PAGE)
+            await usage.forget(tx)
         if pairs or parked or answers:
             said = "pruned %d pairs of old runs, %d scores whose trace never came, %d answers to old requests"
             log.info(said, pairs, parked, answers)

@@ -58,6 +58,11 @@ class Allowance:
         self.left, self.until, self.spent = lease.granted, asked_at + lease.seconds, not lease.granted
 
 
+async def forget(tx: Tx) -> int:
+    """Callers who were not heard of for an hour."""
+    return (await tx.execute(_FORGET)).rowcount
+
+
 class Limit:
     """At most so many requests a minute for each caller. Most of them cost no statement: a process takes a slice of the
     minute and serves from it. A slice that a process does not use is lost to the others until the minute ends."""
@@ -114,3 +119,4 @@ _LEASE = text(
     RETURNING taken, greatest(extract(epoch FROM window_start + interval '1 minute' - clock_timestamp()), 0) AS seconds
     """
 )
+_FORGET = text("DELETE FROM key_usage WHERE window_start < now() - interval '1 hour'")
