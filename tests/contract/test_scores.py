@@ -9,7 +9,8 @@ import pytest
 from sqlalchemy import text
 
 from contract_helpers import new_trace
-from steelyard.store import scores
+from eventually import eventually
+from steelyard.store import scores, traces
 from steelyard.store.database import Database
 
 SCORES = "/evaluations/trace-scores"
@@ -205,3 +206,43 @@ async def test_a_deleted_score_is_gone(client: httpx.AsyncClient) -> None:
         body = {"value": "1"} if verb == "PATCH" else None
         answer = await client.request(verb, f"{SCORES}/{score['id']}{path}", json=body)
         assert (answer.status_code, answer.json()["detail"]) == (404, "Score not found")
+
+
+async def blocked_or(done: "asyncio.Task[Any]", database: Database) -> None:
+    """Until the task has ended or waits for somebody's advisory lock."""
+    waiting = text("SELECT 1 FROM pg_locks WHERE locktype = 'advisory' AND NOT granted AND database = :db")
+    oid = text("SELECT oid FROM pg_database WHERE datname = current_database()")
+
+    async def fact() -> bool:
+        async with database.begin() as tx:
+            db = (await tx.execute(oid)).scalar()
+            return done.done() or (await tx.execute(waiting, {"db": db})).first() is not None
+
+    await eventually(fact, "the other one has ended or waits")
+
+
+async def test_a_trace_waits_for_a_score_that_is_being_parked(
+    client: httpx.AsyncClient, api_database: Database, database: Database
+) -> None:
+    project, trace = (await client.get(f"/traces/{await new_trace(client)}")).json()["project_id"], uuid4()
+    score = {"id": uuid4(), "trace_id": trace, "name": "q", "value": "1", "data_type": "NUMERIC", "reason": None}
+    score |= {"source": "PROGRAMMATIC", "metadata": {}, "author_user_id": None}
+    async with api_database.begin(UUID(project)) as tx:
+        parked = await scores.put(tx, UUID(project), score, park=True)
+        sending = asyncio.create_task(new_trace(client, trace_id=str(trace)))
+        await blocked_or(sending, database)
+    await sending
+    assert parked is not None and parked["status"] == "PENDING"
+    assert (await client.get(f"{SCORES}/{trace}")).json()[0]["status"] == "SUCCESS"
+
+
+async def test_a_score_waits_for_a_trace_that_is_being_written(
+    client: httpx.AsyncClient, api_database: Database, database: Database
+) -> None:
+    project, trace = (await client.get(f"/traces/{await new_trace(client)}")).json()["project_id"], uuid4()
+    fields = {"trace_id": trace, "name": "t", "started_at": "2026-03-01T10:00:00+00:00"}
+    async with api_database.begin(UUID(project)) as tx:
+        await traces.put(tx, UUID(project), fields, [])
+        sending = asyncio.create_task(scored(client, str(trace), source="PROGRAMMATIC"))
+        await blocked_or(sending, database)
+    assert (await sending)["status"] == "SUCCESS"
