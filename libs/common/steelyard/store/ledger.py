@@ -1,6 +1,7 @@
 """The ledger: targets and pairs of runs. Every change of a pair's state is here, and each is a compare-and-set.
 
-One order of locks in every transaction: pairs, targets, runs, each sorted. The dispatcher waits for nobody's lock.
+One order of locks in every transaction: runs (shared), pairs, traces, targets, runs (to count), each sorted. The dispatcher
+waits for nobody's lock.
 """
 
 from collections import Counter
