@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 from sqlalchemy import ColumnElement, collate, func, literal, select
 from sqlmodel import col
 
@@ -12,26 +12,38 @@ from steelyard.store.tables import TraceRow, TraceTag
 from steelyard.traces import Trace, TraceStatus
 
 
+def _no_number(said: Any) -> Any:
+    """Seconds or milliseconds since 1970? Nobody can tell, and the two differ by a thousand."""
+    if isinstance(said, int | float) or (
+        isinstance(said, str) and said.strip().lstrip("+-").replace(".", "").isdigit()
+    ):
+        raise ValueError("a time as in ISO 8601, like 2026-03-01T10:00:00Z")
+    return said
+
+
+def _in_utc(when: datetime) -> datetime:
+    """A time without a zone is UTC. Moving one at the calendar's edge would leave the calendar."""
+    try:
+        return when.replace(tzinfo=UTC) if when.tzinfo is None else when.astimezone(UTC)
+    except OverflowError as e:
+        raise ValueError("a time between the years 1 and 9999, in UTC too") from e
+
+
+Moment = Annotated[datetime, BeforeValidator(_no_number), AfterValidator(_in_utc)]
+
+
 class TraceFilters(BaseModel):
     """Which traces a run means. `date_to` is exclusive, tags match any, `%` and `_` in a name are literal."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    date_from: datetime | None = Field(None, description="traces that started at this time or later")
-    date_to: datetime | None = Field(None, description="traces that started before this time")
+    date_from: Moment | None = Field(None, description="traces that started at this time or later")
+    date_to: Moment | None = Field(None, description="traces that started before this time")
     status: TraceStatus | None = Field(None, description="exactly this one")
     session_id: str | None = Field(None, description="exactly this one")
     user_id: str | None = Field(None, description="exactly this one")
     tags: tuple[str, ...] | None = Field(None, description="traces with any of these tags")
     name: str | None = Field(None, description="part of the trace's name, in any case")
-
-    @field_validator("date_from", "date_to")
-    @classmethod
-    def _in_utc(cls, when: datetime | None) -> datetime | None:
-        """A time without a zone is UTC, as everywhere in the API."""
-        if when is None:
-            return None
-        return when.replace(tzinfo=UTC) if when.tzinfo is None else when.astimezone(UTC)
 
     def sql(self) -> Sequence[ColumnElement[bool]]:
         found: list[ColumnElement[bool]] = []

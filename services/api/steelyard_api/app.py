@@ -51,7 +51,10 @@ TAGS = [
     {"name": "Trace runs", "description": "Which traces are scored by which metrics, and how far that is."},
     {"name": "Trace scores", "description": "What judges, programs and people said about traces."},
     {"name": "Score analytics", "description": "Scores added up, over time, and by value."},
-    {"name": "Administration", "description": "Organisations, their projects and their keys; on where ADMIN_TOKEN is set."},
+    {
+        "name": "Administration",
+        "description": "Organisations, their projects and their keys; on where ADMIN_TOKEN is set.",
+    },
 ]
 REFUSALS = {
     400: "the request makes sense and cannot be done; the answer names the field",

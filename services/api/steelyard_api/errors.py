@@ -10,10 +10,16 @@ from fastapi.exceptions import RequestValidationError
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
+from starlette.types import Scope
 
 from steelyard.store.database import reason, sqlstate, temporary
 
 log = logging.getLogger(__name__)
+METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
+LONGEST_FIELD = 200
+# What pydantic adds to a field's place for each thing that a value might have been.
+ALTERNATIVES = {"str", "bool", "int", "float"}
 
 
 class Refused(Exception):
@@ -49,7 +55,12 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(ConnectionError, _database)
     app.add_exception_handler(OSError, _database)
     app.add_exception_handler(UnicodeEncodeError, _unstorable)
-    app.add_exception_handler(Exception, _bug)
+
+
+def broken(scope: Scope, e: Exception) -> Response:
+    """The last resort. Whoever calls it sees to it that the answer has the id that is logged here."""
+    log.error("%s %s failed, request %s", scope["method"], scope["path"], scope.get("request_id"), exc_info=e)
+    return answer(500, "Internal error; it has been logged with this request's X-Request-ID")
 
 
 async def _refused(_: Request, e: Exception) -> Response:
@@ -57,19 +68,46 @@ async def _refused(_: Request, e: Exception) -> Response:
     return answer(e.status, e.detail, e.errors, e.headers)
 
 
-async def _invalid(_: Request, e: Exception) -> Response:
+async def _invalid(request: Request, e: Exception) -> Response:
     """Names the fields and leaves out the values: a value may be what no JSON can say, and may be a secret."""
     assert isinstance(e, RequestValidationError)
     errors = e.errors()[:50]
+    if errors[0]["loc"][0] == "path" and request.scope["path"] in _described(request):
+        return _no_such_method(request)  # what was taken for an id is the name of a route, by another method
     # What a run's filters say is a request that makes no sense, not a malformed one: the contract tells them apart.
     about_filters = all(x["loc"][:2] == ("body", "filters") for x in errors)
     status, detail = (400, "Invalid filters") if about_filters else (422, "Validation error")
-    return answer(status, detail, [(_field(x["loc"]), _message(x)) for x in errors])
+    said: dict[str, list[str]] = {}
+    for x in errors:
+        said.setdefault(_field(x), []).append(_message(x))
+    return answer(status, detail, [(field, "; or ".join(messages)) for field, messages in said.items()])
 
 
-async def _http(_: Request, e: Exception) -> Response:
+async def _http(request: Request, e: Exception) -> Response:
     assert isinstance(e, HTTPException)
-    return answer(e.status_code, str(e.detail), (), e.headers)
+    if e.status_code == 405:
+        return _no_such_method(request)
+    # The only 400 that comes as such is FastAPI's, for a body that broke off.
+    errors = [("body", "cannot be read")] if e.status_code == 400 else []
+    return answer(e.status_code, str(e.detail), errors, e.headers)
+
+
+def _no_such_method(request: Request) -> Response:
+    said = f"{request.method[:20]} is not possible here; the Allow header says what is"
+    return answer(405, said, (), {"Allow": ", ".join(_allowed(request))})
+
+
+def _allowed(request: Request) -> list[str]:
+    """As described where the path is spelled out; else of all routes that match, for Starlette knows the first one's."""
+    if described := _described(request).get(request.scope["path"]):
+        return [m.upper() for m in described]
+    asked = [{**request.scope, "method": m} for m in METHODS]
+    return [s["method"] for s in asked if any(r.matches(s)[0] is Match.FULL for r in request.app.routes)]
+
+
+def _described(request: Request) -> Mapping[str, Mapping[str, Any]]:
+    paths: Mapping[str, Mapping[str, Any]] = request.app.openapi()["paths"]
+    return paths
 
 
 async def _database(_: Request, e: Exception) -> Response:
@@ -79,29 +117,30 @@ async def _database(_: Request, e: Exception) -> Response:
     if isinstance(e, DBAPIError) and (sqlstate(e) or "22").startswith("22"):
         # Class 22 is data that Postgres cannot hold: characters or numbers out of its range.
         return answer(422, "Validation error", [("request", "holds a value that cannot be stored or searched for")])
-    return await _bug(_, e)
+    raise e
 
 
 async def _unstorable(_: Request, e: Exception) -> Response:
     return answer(422, "Validation error", [("request", "holds text that is not valid Unicode")])
 
 
-async def _bug(request: Request, e: Exception) -> Response:
-    log.error("%s %s failed", request.method, request.url.path, exc_info=e)
-    return answer(500, "Internal error; it has been logged with this request's X-Request-ID")
-
-
-def _field(place: Sequence[int | str]) -> str:
+def _field(error: Any) -> str:
     """`body.spans.3.name` as users know it: `spans.3.name`."""
-    parts = [str(p) for p in place]
+    if error["type"] == "json_invalid":
+        return "body"
+    parts = [str(p) for p in error["loc"]]
     if len(parts) > 1 and parts[0] in ("body", "query", "path", "header"):
         parts = parts[1:]
-    return ".".join(parts)
+    if len(parts) > 1 and parts[-1] in ALTERNATIVES:
+        parts = parts[:-1]
+    return ".".join(parts)[:LONGEST_FIELD]
 
 
 def _message(error: Any) -> str:
     if error["type"] == "json_invalid":
         return f"is not JSON: {error.get('ctx', {}).get('error', error['msg'])}"
+    if isinstance(error.get("input"), bytes):
+        return "is not JSON by its Content-Type: send application/json"
     return str(error["msg"]).removeprefix("Value error, ")
 
 

@@ -83,7 +83,7 @@ async def read_analytics(
     return Response(named.model_dump_json(), media_type="application/json")
 
 
-@router.get("/{session_id:path}", summary="Read a session")
+@router.get("/{session_id:anything}", summary="Read a session")
 async def read_session(
     session_id: SessionId, visitor: Visitor, limit: TraceLimit = 200, offset: Offset = 0
 ) -> SessionOut:
@@ -95,7 +95,7 @@ async def read_session(
     return found
 
 
-@router.delete("/{session_id:path}", summary="Delete a session")
+@router.delete("/{session_id:anything}", summary="Delete a session")
 async def delete_session(session_id: SessionId, visitor: Visitor) -> SessionDeleted:
     """Deletes all traces of the session with their spans and scores."""
     name = storable(session_id)

@@ -1,28 +1,20 @@
 """The shapes of the HTTP contract: what is accepted and what is answered."""
 
-from datetime import UTC, datetime
+from datetime import datetime
 from enum import StrEnum
 from typing import Annotated, Any, Generic, TypeVar
 from uuid import UUID
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, GetJsonSchemaHandler
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, GetJsonSchemaHandler
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
-from steelyard.filters import TraceFilters
+from steelyard.filters import Moment, TraceFilters
 from steelyard.traces import Span, SpanKind, SpanStatus, Trace, TraceStatus, milliseconds
 
 T = TypeVar("T")
 DEEPEST = 200
 EXAMPLE = "11111111-1111-1111-1111-111111111111"
-
-
-def _in_utc(when: datetime) -> datetime:
-    """A time without a zone is UTC. Moving one at the calendar's edge would leave the calendar."""
-    try:
-        return when.replace(tzinfo=UTC) if when.tzinfo is None else when.astimezone(UTC)
-    except OverflowError as e:
-        raise ValueError("a time between the years 1 and 9999, in UTC too") from e
 
 
 def _shallow(value: Any) -> Any:
@@ -37,10 +29,10 @@ def _shallow(value: Any) -> Any:
     return value
 
 
-When = Annotated[datetime, AfterValidator(_in_utc)]
+When = Moment
 Json = Annotated[Any, BeforeValidator(_shallow)]
 Object = Annotated[dict[str, Any], BeforeValidator(_shallow)]
-Cost = dict[str, Annotated[float, Field(allow_inf_nan=False)]]
+Cost = dict[str, Annotated[float, Field(strict=True, allow_inf_nan=False)]]
 Name = Annotated[str, Field(min_length=1, max_length=512)]
 Short = Annotated[str, Field(max_length=255)]
 Tag = Annotated[str, Field(max_length=255)]

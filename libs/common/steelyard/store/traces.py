@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 from uuid import UUID
 
@@ -244,12 +245,18 @@ def _changes(changes: Mapping[str, Any], columns: Mapping[str, str]) -> tuple[st
         used = _used(changes)
         names = [k for k in used if ("tokens" in k and "token_usage" in changes) or ("cost" in k and "cost" in changes)]
         given |= {k: used[k] for k in names}
+    # Times go as text: the driver takes the calendar's first and last moment for the infinities, which nothing can read.
+    given = {k: v.isoformat() if isinstance(v, datetime) else v for k, v in given.items()}
     sets = [
-        f"metadata = metadata || CAST(:{k} AS jsonb)" if k == "metadata" else f"{k} = CAST(:{k} AS {columns[k]})"
+        f"metadata = metadata || CAST(:{k} AS jsonb)" if k == "metadata" else f"{k} = {_cast(k, columns[k])}"
         for k in given
         if not (k == "metadata" and given[k] is None)
     ]
     return ", ".join(sets), given
+
+
+def _cast(name: str, kind: str) -> str:
+    return f"CAST(CAST(:{name} AS text) AS {kind})" if kind == "timestamptz" else f"CAST(:{name} AS {kind})"
 
 
 _NOTHING: Mapping[str, Any] = dict.fromkeys(
