@@ -80,7 +80,15 @@ def api(settings: Settings, database: Database, running: Running | None = None) 
             await app.state.ingest.stop()
         await database.stop()
 
-    app = FastAPI(title="Steelyard", version=__version__, description=DESCRIPTION, openapi_tags=TAGS, lifespan=lifespan)
+    app = FastAPI(
+        title="Steelyard",
+        version=__version__,
+        description=DESCRIPTION,
+        openapi_tags=TAGS,
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+    )
     app.state.settings, app.state.database = settings, database
     access.install(app, settings, database)
     app.state.ingest = Ingest(database, settings.ingest_group)

@@ -1,8 +1,13 @@
-"""What the API says about itself at /openapi.json, where FastAPI alone would say too much or too little."""
+"""What the API says about itself: at /openapi.json, where FastAPI alone would say too much or too little, and at /docs,
+with a page whose parts come with the API: a cluster without a way out shows it too."""
 
+from importlib.resources import files
 from typing import Any
 
 from fastapi import FastAPI
+from fastapi.openapi.docs import get_swagger_ui_html
+from fastapi.responses import HTMLResponse
+from starlette.staticfiles import StaticFiles
 
 WITH_A_BODY = ("413", "415")
 # Who asks, and for which project: one of each.
@@ -20,6 +25,18 @@ def install(app: FastAPI) -> None:
         return app.openapi_schema
 
     app.openapi = openapi  # type: ignore[method-assign]
+    parts = str(files("fastapi_offline") / "static")
+    app.mount("/docs/parts", StaticFiles(directory=parts), name="docs")
+
+    @app.get("/docs", include_in_schema=False)
+    async def docs() -> HTMLResponse:
+        return get_swagger_ui_html(
+            openapi_url="/openapi.json",
+            title="Steelyard",
+            swagger_js_url="/docs/parts/swagger-ui-bundle.js",
+            swagger_css_url="/docs/parts/swagger-ui.css",
+            swagger_favicon_url="data:,",
+        )
 
 
 def _told(document: dict[str, Any]) -> dict[str, Any]:
