@@ -2,7 +2,7 @@
 
 import asyncio
 from datetime import UTC, datetime, timedelta
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import httpx
 import pytest
@@ -10,7 +10,7 @@ from sqlalchemy import text
 from sqlmodel import SQLModel
 
 from contract_helpers import new_trace
-from steelyard.store import access
+from steelyard.store import access, traces
 from steelyard.store.database import Database
 from steelyard.store.tables import TENANT_TABLES
 from steelyard_api import keys
@@ -169,3 +169,22 @@ async def test_the_apis_role_sees_nothing_without_a_project(client: httpx.AsyncC
         assert (await tx.execute(text("SELECT count(*) FROM traces"))).scalar() == 0
     async with api_database.begin(uuid4()) as tx:
         assert (await tx.execute(text("SELECT count(*) FROM traces"))).scalar() == 0
+
+
+async def test_a_span_of_another_project_is_none_of_its_traces(
+    client: httpx.AsyncClient, api_database: Database, database: Database
+) -> None:
+    """Nobody can send one; but a foreign key looks past row-level security, so reading must not trust it."""
+    trace, stranger = UUID(await new_trace(client)), {"X-Project-Name": "stranger"}
+    other = (
+        await client.post("/traces", json={"name": "x", "started_at": "2026-03-01T10:00:00Z"}, headers=stranger)
+    ).json()
+    theirs = UUID((await client.get(f"/traces/{other['trace_id']}", headers=stranger)).json()["project_id"])
+    async with api_database.begin(theirs) as tx:
+        intruder = """
+            INSERT INTO spans (trace_id, span_id, project_id, name, kind, status, started_at)
+            VALUES (:trace, :span, :project, 'intruder', 'OTHER', 'OK', now())
+        """
+        await tx.execute(text(intruder), {"trace": trace, "span": uuid4(), "project": theirs})
+    async with database.begin() as tx:
+        assert (await traces.load(tx, [trace]))[trace].spans == ()

@@ -122,14 +122,14 @@ def as_read(said: Any) -> Any:
     return [as_read(v) for v in said] if isinstance(said, list) else said
 
 
-def assert_holds(whole: dict[str, Any], sent: dict[str, Any]) -> None:
+def assert_holds(whole: dict[str, Any], payload: dict[str, Any]) -> None:
     """Every field that was sent, unchanged; spans in the order they started."""
     spans = {s["span_id"]: s for s in whole["spans"]}
-    expected = as_read(sent)
+    expected = as_read(payload)
     for span in expected.pop("spans", []):
         assert {k: spans[span["span_id"]][k] for k in span} == span
     assert {k: whole[k] for k in expected} == expected
-    assert len(spans) == len(sent.get("spans", []))
+    assert len(spans) == len(payload.get("spans", []))
 
 
 async def test_a_trace_arrives_exactly_as_it_was_sent(sdk: pandaprobe.Client, http: httpx.AsyncClient) -> None:

@@ -426,11 +426,13 @@ _TRACES = text(
     FROM traces WHERE trace_id = ANY(:ids) AND (CAST(:project AS uuid) IS NULL OR project_id = :project)
     """
 )
+# Foreign keys look past row-level security: a span counts only where its trace is of the same project.
 _SPANS = text(
     """
-    SELECT trace_id, span_id, parent_span_id, name, kind, status, input, output, model, token_usage, metadata,
-        started_at, ended_at, error, completion_start_time, model_parameters, cost
-    FROM spans WHERE trace_id = ANY(:ids) ORDER BY trace_id, started_at, position
+    SELECT s.trace_id, s.span_id, s.parent_span_id, s.name, s.kind, s.status, s.input, s.output, s.model, s.token_usage,
+        s.metadata, s.started_at, s.ended_at, s.error, s.completion_start_time, s.model_parameters, s.cost
+    FROM spans s JOIN traces t ON t.trace_id = s.trace_id AND t.project_id = s.project_id
+    WHERE s.trace_id = ANY(:ids) ORDER BY s.trace_id, s.started_at, s.position
     """
 )
 _LISTED = text(
