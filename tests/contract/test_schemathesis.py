@@ -4,8 +4,8 @@ import asyncio
 import os
 import socket
 import sys
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
 import pytest
@@ -47,9 +47,16 @@ async def address(urls: Urls) -> AsyncIterator[str]:
     # As TCP by name: only such a socket is spared Nagle's 40 ms before each answer.
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP) as listening:
         listening.bind(("127.0.0.1", 0))
-        async with _serving(uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False)), listening):
+        async with _serving(_Server(uvicorn.Config(app, log_config=None, access_log=False)), listening):
             yield f"http://127.0.0.1:{listening.getsockname()[1]}"
     await database.stop()
+
+
+class _Server(uvicorn.Server):
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Signals are the test session's: uvicorn would give back a handler of a loop that has ended."""
+        yield
 
 
 @asynccontextmanager
