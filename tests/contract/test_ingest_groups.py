@@ -11,11 +11,19 @@ from sqlalchemy import text
 
 from addresses import Urls
 from contract_helpers import new_trace
+from eventually import eventually
 from spine import new_project
+from steelyard.store import traces
 from steelyard.store.database import Database
 from steelyard.store.traces import Arrival, Foreign
 from steelyard_api.ingest import Ingest
 
+SOMEBODY_WAITS = text(
+    """
+    SELECT 1 FROM pg_locks JOIN pg_stat_activity a USING (pid)
+    WHERE NOT granted AND a.datname = current_database()
+    """
+)
 AT = "2026-03-01T10:00:00+00:00"
 
 
@@ -135,3 +143,26 @@ async def test_an_api_answers_202_for_each_of_many_at_once(client: httpx.AsyncCl
     made = await asyncio.gather(*(new_trace(client) for _ in range(100)))
     assert len(set(made)) == 100
     assert (await client.get("/traces")).json()["total"] == 100
+
+
+async def test_large_traces_make_small_groups(ingest: Ingest, project: UUID, database: Database) -> None:
+    await asyncio.gather(*(ingest.put(project, arrival(), size=3_000_000) for _ in range(12)))
+    assert await count(database) == 12 and await transactions(database) >= 5
+
+
+async def test_a_trace_whose_id_is_just_being_deleted_is_stored_anew(
+    client: httpx.AsyncClient, api_database: Database, database: Database
+) -> None:
+    trace = await new_trace(client, output="old")
+    project = UUID((await client.get(f"/traces/{trace}")).json()["project_id"])
+    async with api_database.begin(project) as tx:
+        await traces.delete(tx, project, [UUID(trace)])
+        sending = asyncio.create_task(new_trace(client, trace_id=trace, output="new"))
+
+        async def waits() -> bool:
+            async with database.begin() as other:
+                return sending.done() or (await other.execute(SOMEBODY_WAITS)).first() is not None
+
+        await eventually(waits, "the sender waits for the deletion")
+    assert await sending == trace
+    assert (await client.get(f"/traces/{trace}")).json()["output"] == "new"

@@ -1,5 +1,6 @@
 """/sessions: always what the traces say, whatever changed them."""
 
+import asyncio
 from typing import Any
 from urllib.parse import quote
 from uuid import UUID, uuid4
@@ -210,3 +211,14 @@ async def test_a_foreign_session_is_none_of_ours(client: httpx.AsyncClient) -> N
     assert (await client.delete("/sessions/s", headers=stranger)).status_code == 404
     assert (await client.get("/sessions", headers=stranger)).json()["total"] == 0
     assert (await client.get("/sessions/s")).status_code == 200
+
+
+async def test_traces_that_enter_a_new_session_at_the_same_time_are_all_counted(client: httpx.AsyncClient) -> None:
+    """Some are sent into it, others are moved: whoever makes the session's row is waited for."""
+    for turn in range(5):
+        moved = [await new_trace(client, session_id="old") for _ in range(4)]
+        await asyncio.gather(
+            *(client.patch(f"/traces/{t}", json={"session_id": f"n{turn}"}) for t in moved),
+            *(new_trace(client, session_id=f"n{turn}") for _ in range(4)),
+        )
+        assert (await client.get(f"/sessions/n{turn}")).json()["trace_count"] == 8

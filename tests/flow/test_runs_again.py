@@ -203,3 +203,41 @@ async def test_runs_that_are_deleted_while_two_aggregators_settle_leave_no_score
         await system.done(UUID(run["id"]))
     found = await system.rows("SELECT eval_run_id, count(*) AS n FROM trace_scores GROUP BY 1")
     assert {str(r["eval_run_id"]): r["n"] for r in found} == {r["id"]: 120 for r in started[4:]}
+
+
+async def test_an_id_that_comes_back_in_another_project_is_not_the_trace_that_was_meant(
+    system: Spine, http: httpx.AsyncClient
+) -> None:
+    """Deleted by one tenant, sent by another: neither the judge nor a retry may look at the newcomer."""
+    calls = Calls(answers={"coherence": [NotScored("no")] * 2})
+    start_all(system, calls)
+    ids = [str(i) for i in await system.ingest(2)]
+    run = await start(http, "", metrics=["coherence"])
+    await system.done(UUID(run["id"]))
+    await http.delete(f"/traces/{ids[0]}")
+    secret = {"trace_id": ids[0], "name": "t", "started_at": "2026-03-01T10:00:00Z", "environment": "theirs"}
+    sent = await http.post("/traces", json=secret, headers={"X-Project-Name": "another"})
+    assert sent.status_code == 202
+    retry = await start(http, f"/{run['id']}/retry")
+    assert retry["total_traces"] == 1
+    done = await system.done(UUID(retry["id"]))
+    assert (done["total_targets"], done["evaluated_count"]) == (1, 1)
+    assert {str(t) for t, _ in calls.made[2:]} == {ids[1]}
+
+    await system.stop("judge")
+    again = await start(http, "/batch", trace_ids=[ids[1]], metrics=["confidence"])
+    await http.delete(f"/traces/{ids[1]}")
+    await http.post("/traces", json=secret | {"trace_id": ids[1]}, headers={"X-Project-Name": "another"})
+    calls.made.clear()
+    system.start_judge(calls, "another judge")
+    assert (await system.done(UUID(again["id"])))["failed_count"] == 1
+    assert calls.made == [] and (await http.get(f"{RUNS}/{again['id']}/scores")).json() == []
+
+
+async def test_a_run_means_traces_that_were_restored_from_a_dump(system: Spine) -> None:
+    """A restored row carries a transaction id of the server it comes from, which may lie in this one's future."""
+    start_all(system, Calls())
+    await system.ingest(3)
+    await system.rows("UPDATE traces SET created_xid = '99999999' RETURNING 1")
+    run = await system.done(await system.request(["coherence"]))
+    assert (run["total_targets"], run["evaluated_count"]) == (3, 3)

@@ -27,7 +27,9 @@ def aggregator(settings: Settings, database: Database) -> Service:
         async with database.begin() as tx:
             pairs = await ledger.lock_unsettled(tx, sorted(outcomes)) if outcomes else []
             settled, postponed = settle(pairs, outcomes, settings.judge_attempts)
-            there = await ledger.hold_traces(tx, [s.pair.trace_id for s in settled]) if settled else {}
+            there = (
+                await ledger.hold_traces(tx, [(s.pair.trace_id, s.pair.project_id) for s in settled]) if settled else {}
+            )
             settled = [s if s.pair.trace_id in there else _gone(s) for s in settled]
             await ledger.postpone(tx, postponed)
             if settled:

@@ -32,7 +32,8 @@ about. Lists are `{"items": […], "total": n, "limit": n, "offset": n}`. `X-Req
 without a zone is UTC.
 
 **Repeating.** What creates something takes an `Idempotency-Key`: the same request with the same key has its effect once.
-A 503 or 429 says in `Retry-After` when to try again; nothing was changed by it.
+A 503 or 429 says in `Retry-After` when to try again. A 429 changed nothing; a 503 says whether it may have: then the same ids or
+the same key make it safe to repeat.
 
 **What happens when things meet.**
 
@@ -64,7 +65,7 @@ REFUSALS = {
     415: "the body's encoding is not understood: gzip is",
     422: "a field is missing, malformed or out of range; the answer names it",
     429: "too many requests; Retry-After says when the next one is taken",
-    503: "the database is not reachable; nothing was changed, Retry-After says when to try again",
+    503: "the database is not reachable; the answer says whether something may have been changed, Retry-After when to repeat",
 }
 Running = Callable[[], AbstractAsyncContextManager[None]]
 

@@ -110,10 +110,21 @@ def _described(request: Request) -> Mapping[str, Mapping[str, Any]]:
     return paths
 
 
+AWAY = "The database is not reachable right now; nothing was changed"
+LOST = (
+    "The database went away in the middle of this request: what it writes may or may not have been written. Repeat it with "
+    "the same ids or the same Idempotency-Key"
+)
+
+
+def _lost(e: Exception) -> bool:
+    return isinstance(e, DBAPIError) and e.connection_invalidated
+
+
 async def _database(_: Request, e: Exception) -> Response:
     if temporary(e):
         log.warning("the database is away: %s", reason(e))
-        return answer(503, "The database is not reachable right now; nothing was changed", (), {"Retry-After": "1"})
+        return answer(503, LOST if _lost(e) else AWAY, (), {"Retry-After": "1"})
     if isinstance(e, DBAPIError) and (sqlstate(e) or "22").startswith("22"):
         # Class 22 is data that Postgres cannot hold: characters or numbers out of its range.
         return answer(422, "Validation error", [("request", "holds a value that cannot be stored or searched for")])

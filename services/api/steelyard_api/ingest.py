@@ -15,12 +15,15 @@ from steelyard.store.database import Database, reason, sqlstate, temporary
 from steelyard.store.traces import Arrival, Foreign
 
 log = logging.getLogger(__name__)
-MOST_SPANS = 5_000  # of one transaction: a group of large traces would hold up the small ones behind it
+# Of one transaction: a group of large traces would hold up the small ones behind it, and fill the memory of two processes.
+MOST_SPANS = 5_000
+MOST_BYTES = 8_000_000
 
 
 @dataclass
 class Waiting:
     arrival: Arrival
+    size: int
     done: "asyncio.Future[None]"
 
 
@@ -32,12 +35,12 @@ class Ingest:
         self._waiting: dict[UUID, list[Waiting]] = {}
         self._lanes: dict[UUID, asyncio.Task[None]] = {}
 
-    async def put(self, project: UUID, arrival: Arrival) -> None:
+    async def put(self, project: UUID, arrival: Arrival, size: int = 0) -> None:
         """Returns when it is committed. Raises Foreign for an id that another project has."""
         if self._most == 1:
             await self._alone(project, arrival)
             return
-        waiting = Waiting(arrival, asyncio.get_running_loop().create_future())
+        waiting = Waiting(arrival, size, asyncio.get_running_loop().create_future())
         self._waiting.setdefault(project, []).append(waiting)
         if project not in self._lanes:
             self._lanes[project] = asyncio.create_task(self._drive(project))
@@ -59,12 +62,12 @@ class Ingest:
                 self._waiting.pop(project, None)
 
     def _next(self, project: UUID) -> list[Waiting]:
-        waiting, group, spans = self._waiting[project], list[Waiting](), 0
+        waiting, group, spans, size = self._waiting[project], list[Waiting](), 0, 0
         for w in waiting[: self._most]:
-            if group and spans + len(w.arrival.spans) > MOST_SPANS:
+            spans, size = spans + len(w.arrival.spans), size + w.size
+            if group and (spans > MOST_SPANS or size > MOST_BYTES):
                 break
             group.append(w)
-            spans += len(w.arrival.spans)
         self._waiting[project] = waiting[len(group) :]
         return group
 

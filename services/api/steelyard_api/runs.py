@@ -153,9 +153,11 @@ async def delete_run(
     """Deletes the run; its scores stay, without their `eval_run_id`, unless `delete_scores` says otherwise.
 
     A run may be deleted while it is under way: it is gone at once, nothing more of it is sent to a judge, and what
-    judges are still at changes nothing when it arrives. The scores it has made by then are treated as above."""
-    if not await written(visitor, lambda tx: runs.delete(tx, visitor.project, run_id, delete_scores)):
+    judges are still at changes nothing when it arrives. The scores it has made by then are treated as above.
+    `delete_scores` also deletes those that a person has changed since, with their history."""
+    if not await written(visitor, lambda tx: runs.hide(tx, visitor.project, run_id, delete_scores)):
         raise not_found("Run")
+    await written(visitor, lambda tx: runs.treat_scores(tx, visitor.project, run_id, delete_scores))
     return Response(status_code=204)
 
 
@@ -168,6 +170,7 @@ async def retry_run(run_id: RunId, visitor: Visitor, creating: Creating, request
     there are none, also when the traces of all of them are deleted; 409 while the run is not finished."""
 
     async def work(tx: Tx) -> RunOut:
+        await runs.hold(tx, visitor.project, run_id)
         parent = await _found(tx, visitor.project, run_id)
         if parent["status"] in (RunStatus.PENDING, RunStatus.RUNNING):
             raise Conflict("The run is not finished: retry it when its status is COMPLETED or FAILED")

@@ -91,7 +91,8 @@ async def send_trace(trace: TraceIn, visitor: Visitor, creating: Creating, reque
     and tags merge, spans are added or updated by their ids. So sending the same trace twice changes nothing, as long
     as you choose the ids. An id that another project has is answered with 404 and changes nothing. Characters that a
     database cannot hold (NUL) become U+FFFD. Scores that were sent ahead for this trace id are attached to it."""
-    arrival = _arrival(trace, clean=NUL not in await request.body())
+    body = await request.body()
+    arrival = _arrival(trace, clean=NUL not in body)
     accepted = TraceAccepted(trace_id=arrival.trace_id, task_id=visitor.request_id)
     ingest: Ingest = request.app.state.ingest
 
@@ -102,7 +103,7 @@ async def send_trace(trace: TraceIn, visitor: Visitor, creating: Creating, reque
     try:
         if creating.named:
             return await creating.make(work, 202)
-        await ingest.put(visitor.project, arrival)
+        await ingest.put(visitor.project, arrival, len(body))
     except traces.Foreign:
         raise not_found("Trace") from None
     return accepted

@@ -39,7 +39,8 @@ def judge(slots: int, database: Database, score: Scorer, clock: Clock = utc_now)
         if not owed:
             return
         trace = await lookup.trace(job.trace_id)
-        if trace is None:
+        # An id that was deleted may come back in another project: it is not the trace that the run meant.
+        if trace is None or trace.project_id != job.project_id:
             for o in owed:
                 yield _scored(job, o, NotScored(GONE), None)
             return

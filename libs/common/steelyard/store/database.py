@@ -1,11 +1,13 @@
 """The pool, and a transaction: every verb of the store takes one first."""
 
+import asyncio
 import math
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from typing import Any
 from uuid import UUID
+from weakref import WeakValueDictionary
 
 import asyncpg
 import orjson
@@ -26,7 +28,8 @@ class Database:
     """One pool of one role. A transaction of the API names its project: row-level security shows it nothing else."""
 
     def __init__(self, url: str, pool: int = 10) -> None:
-        self.url = url
+        self.url, self._pool = url, pool
+        self._shares: WeakValueDictionary[UUID, asyncio.Semaphore] = WeakValueDictionary()
         self._engine: AsyncEngine = create_async_engine(
             driver(url),
             pool_size=pool,
@@ -40,10 +43,19 @@ class Database:
 
     @asynccontextmanager
     async def begin(self, project: UUID | None = None) -> AsyncIterator[Tx]:
-        async with self._engine.begin() as tx:
+        async with self._share(project), self._engine.begin() as tx:
             if project is not None:
                 await tx.execute(_ENTER, {"project": str(project)})
             yield tx
+
+    def _share(self, project: UUID | None) -> AbstractAsyncContextManager[Any]:
+        """At most half of the connections are one project's: who waits for locks in his own rows keeps nobody else out."""
+        if project is None:
+            return nullcontext()
+        share = self._shares.get(project)
+        if share is None:
+            share = self._shares[project] = asyncio.Semaphore(max(1, self._pool // 2))
+        return share
 
     @asynccontextmanager
     async def single(self) -> AsyncIterator[Tx]:

@@ -11,7 +11,7 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Text, cast, func, literal, select, text
+from sqlalchemy import Text, cast, func, literal, or_, select, text
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.types import UserDefinedType
 
@@ -75,7 +75,11 @@ async def write_targets(tx: Tx, run: Unexpanded) -> int:
 async def _sampled_targets(tx: Tx, run: Unexpanded) -> int:
     """The sample of what the run's count had seen."""
     filters = TraceFilters.model_validate(run.filters)
-    visible = func.pg_visible_in_snapshot(_T.created_xid, cast(cast(run.snapshot, Text), _PgSnapshot))
+    visible = or_(
+        func.pg_visible_in_snapshot(_T.created_xid, cast(cast(run.snapshot, Text), _PgSnapshot)),
+        # Of a transaction that has not begun: the row was restored from another server's dump, and is older than the run.
+        _T.created_xid >= text("pg_snapshot_xmax(pg_current_snapshot())"),
+    )
     seen = [_T.project_id == run.project_id, visible, *filters.sql()]
     found = (await tx.execute(select(func.count()).select_from(TraceRow).where(*seen))).scalar_one()
     target = cast(_T.trace_id, Text)
@@ -230,9 +234,12 @@ async def lock_unsettled(tx: Tx, keys: Sequence[tuple[UUID, UUID, str]]) -> list
     return [_state(r) for r in await tx.execute(_LOCK_PAIRS, given)]
 
 
-async def hold_traces(tx: Tx, ids: Sequence[UUID]) -> dict[UUID, str | None]:
-    """Environments of those that still are there; none of them can be deleted before this transaction ends."""
-    rows = await tx.execute(_HOLD_TRACES, {"ids": sorted(set(ids))})
+async def hold_traces(tx: Tx, traces: Sequence[tuple[UUID, UUID]]) -> dict[UUID, str | None]:
+    """Environments of those (id and project) that still are there; none of them can be deleted before this transaction
+    ends. An id that was deleted and came back in another project is not there."""
+    wanted = sorted(set(traces))
+    given = {"ids": [trace for trace, _ in wanted], "projects": [project for _, project in wanted]}
+    rows = await tx.execute(_HOLD_TRACES, given)
     return {r.trace_id: r.environment for r in rows}
 
 
@@ -310,6 +317,8 @@ async def sweep(tx: Tx, page: int = 5000) -> int:
     gone = (await tx.execute(_SWEEP_PAIRS, {"page": page})).rowcount
     if gone < page:
         gone += (await tx.execute(_SWEEP_TARGETS, {"page": page})).rowcount
+    if gone < page:
+        gone += (await tx.execute(_SWEEP_SCORES, {"page": page})).rowcount
     if not gone:
         await tx.execute(_SWEEP_RUNS)
     return gone
@@ -374,7 +383,7 @@ _TARGETS_AGAIN = text(
     """
     INSERT INTO targets (run_id, target, project_id, "left")
     SELECT CAST(:run AS uuid), p.trace_id::text, p.project_id, count(*)
-    FROM pairs p JOIN traces t ON t.trace_id = p.trace_id
+    FROM pairs p JOIN traces t ON t.trace_id = p.trace_id AND t.project_id = p.project_id
     WHERE p.run_id = :parent AND p.outcome = 'FAILED'
     GROUP BY p.trace_id, p.project_id ON CONFLICT DO NOTHING
     """
@@ -403,7 +412,7 @@ _FAILURES = text(
     """
     SELECT count(*) AS failed, count(DISTINCT t.trace_id) AS traces,
         array_agg(DISTINCT p.metric) FILTER (WHERE t.trace_id IS NOT NULL) AS metrics
-    FROM pairs p LEFT JOIN traces t ON t.trace_id = p.trace_id
+    FROM pairs p LEFT JOIN traces t ON t.trace_id = p.trace_id AND t.project_id = p.project_id
     WHERE p.run_id = :run AND p.outcome = 'FAILED'
     """
 )
@@ -510,7 +519,12 @@ _LOCK_PAIRS = text(
     """
 )
 _HOLD_TRACES = text(
-    "SELECT trace_id, environment FROM traces WHERE trace_id = ANY(:ids) ORDER BY trace_id FOR KEY SHARE"
+    """
+    SELECT t.trace_id, t.environment FROM traces t
+    JOIN unnest(CAST(:ids AS uuid[]), CAST(:projects AS uuid[])) AS k (trace_id, project_id)
+        ON t.trace_id = k.trace_id AND t.project_id = k.project_id
+    ORDER BY t.trace_id FOR KEY SHARE OF t
+    """
 )
 _POSTPONE = text(
     """
@@ -629,6 +643,16 @@ _SWEEP_TARGETS = text(
     DELETE FROM targets t USING (
         SELECT run_id, target FROM targets WHERE run_id IN ({_SWEPT}) LIMIT :page FOR UPDATE SKIP LOCKED
     ) old WHERE t.run_id = old.run_id AND t.target = old.target
+    """
+)
+# Left where the deletion died between hiding the run and treating its scores.
+_SWEEP_SCORES = text(
+    f"""
+    DELETE FROM trace_scores s USING (
+        SELECT id FROM trace_scores WHERE eval_run_id IN (
+            SELECT r.id FROM runs r WHERE r.id IN ({_SWEPT}) AND r.stopping = 'deleted with its scores'
+        ) LIMIT :page FOR UPDATE SKIP LOCKED
+    ) old WHERE s.id = old.id
     """
 )
 _SWEEP_RUNS = text(

@@ -71,6 +71,8 @@ def grants() -> list[str]:
     both = f"{API}, {WORKER}"
     said = [
         f"GRANT USAGE ON SCHEMA public TO {both}",
+        # A request that waits for somebody's lock gives its connection back in time: it is answered with a 503 and repeated.
+        f"ALTER ROLE {API} SET lock_timeout = '8s'",
         f"GRANT SELECT ON alembic_version TO {both}",
         f"GRANT SELECT, INSERT, UPDATE ON organizations, projects, api_keys TO {API}",
         f"GRANT SELECT, INSERT, UPDATE, DELETE ON key_usage TO {both}",

@@ -48,14 +48,23 @@ async def page(tx: Tx, project: UUID, status: str | None, limit: int, offset: in
     return [dict(r._mapping) for r in rows], total
 
 
-async def delete(tx: Tx, project: UUID, run_id: UUID, with_scores: bool) -> bool:
-    """Hidden at once, whatever state it is in; its pairs and targets are swept later. The lock waits for results that
-    are being settled right now; later ones find the run gone and change nothing."""
+async def hide(tx: Tx, project: UUID, run_id: UUID, with_scores: bool) -> bool:
+    """Gone at once, whatever state it is in; its pairs and targets are swept later. The lock waits for results that are
+    being settled right now; later ones find the run gone and change nothing."""
     if not (await tx.execute(_LOCK, {"id": run_id, "project": project})).scalar():
         return False
-    await tx.execute(_HIDE, {"id": run_id})
-    await tx.execute(_DELETE_SCORES if with_scores else _FREE_SCORES, {"id": run_id, "project": project})
+    await tx.execute(_HIDE, {"id": run_id, "why": "deleted with its scores" if with_scores else "deleted"})
     return True
+
+
+async def treat_scores(tx: Tx, project: UUID, run_id: UUID, with_scores: bool) -> None:
+    """Of a hidden run, in a transaction of its own: settling must not wait for a hundred thousand rows."""
+    await tx.execute(_DELETE_SCORES if with_scores else _FREE_SCORES, {"id": run_id, "project": project})
+
+
+async def hold(tx: Tx, project: UUID, run_id: UUID) -> bool:
+    """Against its deletion, until this transaction ends."""
+    return bool((await tx.execute(_HOLD, {"id": run_id, "project": project})).scalar())
 
 
 def _visible(project: UUID, target_type: str = "TRACE") -> tuple[ColumnElement[bool], ...]:
@@ -74,6 +83,7 @@ _PUT = text(
     """
 )
 _LOCK = text("SELECT 1 FROM runs WHERE id = :id AND project_id = :project AND deleted_at IS NULL FOR UPDATE")
-_HIDE = text("UPDATE runs SET deleted_at = now(), stopping = 'deleted' WHERE id = :id")
+_HOLD = text("SELECT 1 FROM runs WHERE id = :id AND project_id = :project AND deleted_at IS NULL FOR KEY SHARE")
+_HIDE = text("UPDATE runs SET deleted_at = now(), stopping = :why WHERE id = :id")
 _DELETE_SCORES = text("DELETE FROM trace_scores WHERE eval_run_id = :id AND project_id = :project")
 _FREE_SCORES = text("UPDATE trace_scores SET eval_run_id = NULL WHERE eval_run_id = :id AND project_id = :project")

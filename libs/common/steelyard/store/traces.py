@@ -58,7 +58,9 @@ async def put_many(tx: Tx, project: UUID, arrivals: Sequence[Arrival]) -> set[UU
         wave = {a.trace_id: a for a in reversed(waiting)}  # of each id the first one
         taken = {id(a) for a in wave.values()}
         waiting = [a for a in waiting if id(a) not in taken]
-        foreign |= await _put_wave(tx, project, dict(sorted(wave.items())))
+        left = await _put_wave(tx, project, dict(sorted(wave.items())))
+        # Neither new nor ours: another project's, or one that was just being deleted and is gone now.
+        foreign |= await _put_wave(tx, project, {i: wave[i] for i in sorted(left)}) if left else set()
     return foreign
 
 
@@ -319,7 +321,8 @@ _NEW_SPANS = text(
             total_tokens, total_cost
         FROM {_SENT_SPANS}
     )
-    UPDATE trace_scores s SET status = 'SUCCESS', environment = t.environment, updated_at = now()
+    UPDATE trace_scores s SET status = 'SUCCESS', environment = t.environment, trace_version = t.version,
+        updated_at = now()
     FROM traces t
     WHERE s.trace_id = ANY(CAST(:new AS uuid[])) AND s.status = 'PENDING' AND s.project_id = :project
         AND t.trace_id = s.trace_id

@@ -245,7 +245,15 @@ SESSIONS = (
     CREATE FUNCTION sessions_counted_again(projects uuid[], names text[]) RETURNS void LANGUAGE plpgsql
     SET search_path = public AS $$
     BEGIN
-        -- The lock first and the count after it, as two statements: the count sees what others committed meanwhile.
+        -- A row to lock, then its lock, then the count, as three statements: who makes the same session at the same time is
+        -- waited for, and the count sees what others committed meanwhile.
+        INSERT INTO sessions (
+            project_id, session_id, trace_count, error_count, first_trace_at, last_trace_at, ended_at, span_count,
+            total_tokens, total_cost, tags
+        )
+        SELECT DISTINCT u.project_id, u.session_id, 0, 0, now(), now(), now(), 0, 0, 0, '{}'::text[]
+        FROM unnest(projects, names) AS u (project_id, session_id) ORDER BY 1, 2
+        ON CONFLICT DO NOTHING;
         PERFORM 1 FROM sessions s JOIN unnest(projects, names) AS k (project_id, session_id)
             USING (project_id, session_id) ORDER BY s.project_id, s.session_id FOR UPDATE OF s;
         DELETE FROM sessions s USING unnest(projects, names) AS k (project_id, session_id)
