@@ -44,6 +44,14 @@ bench-ingest: install ## traces in: shared transactions against one for each req
 bench-lists: install ## every list over 100,000 traces and a million spans; ARGS="--keep --explain"
 	@$(PY) -m steelyard_local.bench.lists $(ARGS)
 
+.PHONY: bench-judging
+bench-judging: install ## calls and tokens of judging the demo's traces, isolated and grouped
+	@$(PY) -m steelyard_local.bench.judging $(ARGS)
+
+.PHONY: prices
+prices: install ## the vendors' list prices, out of the pinned litellm, into the table that the API reads
+	@$(PY) -m steelyard_local.prices
+
 .PHONY: check
 check: install ## ruff, mypy strict, import contracts, the map of the events against the README
 	@.venv/bin/ruff check $(CODE)

@@ -58,6 +58,9 @@ def recipes(own: Named) -> Mapping[str, Sequence[Asked]]:
         "DELETE /evaluations/trace-runs/{run_id}": [{}, {"query": {"delete_scores": "true"}}],
         "POST /evaluations/trace-runs/{run_id}/retry": [{}],
         "GET /evaluations/trace-runs/{run_id}/scores": [{}],
+        "GET /evaluations/trace-runs/{run_id}/usage": [{}],
+        "POST /evaluations/trace-runs/estimate": [{"body": {"metrics": [METRIC]}}],
+        "GET /evaluations/usage": [{}],
         "POST /evaluations/trace-scores": [{"body": score | {"source": s}} for s in ("ANNOTATION", "PROGRAMMATIC")],
         "GET /evaluations/trace-scores": [{}],
         "GET /evaluations/trace-scores/{trace_id}": [{}],
@@ -247,5 +250,17 @@ _RUN_IS_OVER = (
     """
     INSERT INTO trace_scores (id, project_id, trace_id, eval_run_id, name, status, reason)
     SELECT gen_random_uuid(), project_id, CAST(:trace AS uuid), id, 'coherence', 'FAILED', 'no' FROM runs WHERE id = :run
+    """,
+    """
+    INSERT INTO calls (
+        project_id, run_id, trace_id, metric, metric_version, stage, model, attempt, outcome, input_tokens, output_tokens,
+        cached_tokens, cost, seconds
+    )
+    SELECT project_id, id, :trace, 'coherence', '1', 'grade', 'a model', 0, 'ok', 1, 1, 0, 0.5, 1 FROM runs WHERE id = :run
+    """,
+    "INSERT INTO run_spending (run_id, project_id, calls, cost) SELECT id, project_id, 1, 0.5 FROM runs WHERE id = :run",
+    """
+    INSERT INTO answers (project_id, root_run_id, key, model, reply)
+    SELECT project_id, id, 'asked', 'a model', '{"word": "yes"}' FROM runs WHERE id = :run
     """,
 )

@@ -26,6 +26,7 @@ from steelyard.store.outbox import Outbox, Relay
 from steelyard.traces import Trace
 from steelyard_aggregator.handlers import aggregator
 from steelyard_judge.handlers import Scorer, judge
+from steelyard_judge.orders import Order
 from steelyard_resolver.handlers import resolver
 
 
@@ -39,7 +40,7 @@ class Calls:
     answers: dict[str, list[Any]] = field(default_factory=dict)
     gate: asyncio.Event | None = None
 
-    async def __call__(self, metric: str, trace: Trace, model: str) -> Score | NotScored:
+    async def __call__(self, metric: str, trace: Trace, order: Order) -> Score | NotScored:
         self.made.append((trace.trace_id, metric))
         if self.gate is not None:
             await self.gate.wait()

@@ -11,6 +11,16 @@ from steelyard.events import RunRequested, decode
 from steelyard.store.database import Database
 
 RUNS = "/evaluations/trace-runs"
+METRICS = [
+    "task_completion",
+    "tool_correctness",
+    "argument_correctness",
+    "step_efficiency",
+    "confidence",
+    "plan_adherence",
+    "plan_quality",
+    "coherence",
+]
 
 
 async def test_a_run_is_answered_with_what_it_means(client: httpx.AsyncClient, database: Database) -> None:
@@ -83,12 +93,12 @@ async def test_a_run_that_cannot_be_is_refused_by_its_field(
 
 async def test_the_metrics_say_what_they_are(client: httpx.AsyncClient) -> None:
     metrics = (await client.get("/evaluations/trace-metrics")).json()
-    assert [m["name"] for m in metrics] == ["task_completion", "confidence", "coherence"]
+    assert [m["name"] for m in metrics] == METRICS
     for m in metrics:
         assert m["description"] and m["category"] == "trace" and m["default_threshold"] == 0.5
     assert [p["stage"] for p in metrics[0]["prompt_preview"]] == ["extract", "compare"]
     assert "nonce" in metrics[0]["prompt_preview"][0]["prompt"]
-    assert metrics[2]["prompt_preview"] == []
+    assert metrics[-1]["prompt_preview"] == []
 
 
 async def test_the_callers_trace_goes_on_into_what_a_run_announces(

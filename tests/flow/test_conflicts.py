@@ -19,6 +19,7 @@ from steelyard.store import access
 from steelyard.store.database import Database
 from steelyard.traces import Trace
 from steelyard_api.app import api
+from steelyard_judge.orders import Order
 
 RUNS, SCORES, TRACES = "/evaluations/trace-runs", "/evaluations/trace-scores", "/traces"
 METRICS = ["coherence", "confidence"]
@@ -32,9 +33,9 @@ class Judging(Calls):
         super().__init__(gate=asyncio.Event())
         self.quick = 0
 
-    async def __call__(self, metric: str, trace: Trace, model: str) -> Score | NotScored:
+    async def __call__(self, metric: str, trace: Trace, order: Order) -> Score | NotScored:
         if len(self.made) >= self.quick:
-            return await super().__call__(metric, trace, model)
+            return await super().__call__(metric, trace, order)
         self.made.append((trace.trace_id, metric))
         return Score(0.75, "because")
 

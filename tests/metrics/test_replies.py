@@ -1,7 +1,9 @@
 """Which replies of a model are an answer, and what a refusal may show: beside test_model.py, one small fact each."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from typing import Any
+from uuid import UUID
 
 import pytest
 
@@ -9,9 +11,10 @@ from steelyard.errors import Later
 from steelyard.metrics import CATALOGUE
 from steelyard.metrics.judging import NotScored, Score
 from steelyard.settings import Settings
-from steelyard_judge.dialogue import Model, case_of, converse
+from steelyard_judge.dialogue import Model, case_of, converse, scoring
 from steelyard_judge.embeddings import ApiEmbedder
 from steelyard_judge.model import Gateway
+from steelyard_judge.orders import Order
 from stub_model import Stub, stub_model
 from traces_of import tools, trace
 
@@ -127,3 +130,17 @@ async def test_a_trace_too_large_for_the_model_is_asked_once_more_and_then_named
     stub.tell(status=400, code="context_length_exceeded", message="This model's maximum context length is 8192 tokens")
     result = await judged(gateway)
     assert isinstance(result, NotScored) and "too large" in result.reason and stub.calls == 2
+
+
+@pytest.mark.parametrize(("grouped", "calls"), [(False, 6), (True, 3)])
+async def test_every_judge_metric_is_scored_over_the_wire(
+    stub: Stub, gateway: Gateway, grouped: bool, calls: int
+) -> None:
+    """The stub makes what the schema asks for, and states no plan: two questions are spared, one by one."""
+    score = scoring(gateway, ApiEmbedder(gateway, "openai/e"), CATALOGUE, gateway.settings, grouped=grouped)
+    order = Order(UUID(int=5), TRACE.project_id, TRACE.trace_id, "openai/stub", UUID(int=5))
+    judged = [name for name in CATALOGUE if name != "coherence"]
+    scores = await asyncio.gather(*(score(name, TRACE, order) for name in judged))
+    assert [s.reason for s in scores if not isinstance(s, Score)] == [] and stub.calls == calls
+    usage = [s.metadata["judge"] for s in scores]
+    assert sum(u["calls"] for u in usage) == calls and all(u["kind"] == "llm" for u in usage)

@@ -130,6 +130,143 @@ async def test_hedging_costs_confidence_by_how_much_of_it_there_is(said: str, le
     assert least <= (await scored("confidence", case("What does it cost?", said))).value <= most
 
 
+JUDGED = [name for name in CATALOGUE if name != "coherence"]
+PLAN = "Plan:\n1. Search flights to Oslo\n2. Book the cheapest flight\n3. Tell the user"
+PLANNED = span(0, SpanKind.LLM, "chat", "q", PLAN)
+
+
+def model_with(*offers: dict[str, Any]) -> Any:
+    return span(50, SpanKind.LLM, "chat", {"tools": list(offers), "messages": []}, "ok")
+
+
+@pytest.mark.parametrize("metric", JUDGED)
+async def test_every_metric_of_the_catalogue_is_scored_without_a_key(metric: str) -> None:
+    of = case("Fly me to Oslo", "Booked.", (PLANNED, *tools(("search_flights", {}, 1), ("book_flight", {"id": 1}, 2))))
+    score = await scored(metric, of)
+    assert (score.metadata["judge"]["kind"], score.metadata["judge"]["version"]) == ("heuristic", "rules-v1")
+    assert score.reason and 0 < score.value <= 1
+
+
+@pytest.mark.parametrize("metric", ["tool_correctness", "argument_correctness", "step_efficiency"])
+async def test_what_was_called_well_ranks_above_what_was_not(metric: str) -> None:
+    good = await scored(metric, GOOD["many tools"])
+    offer = {"name": "load", "input_schema": {"type": "object", "required": ["path"]}}
+    bad = await scored(metric, case("q", "a", (model_with(offer), *tools(*[("load", {"f": 1}, None, "denied")] * 3))))
+    assert good.value == 1 and bad.value <= 0.25
+
+
+@pytest.mark.parametrize(
+    ("calls", "value", "fired"),
+    [
+        ((("a", 1, "ok"), ("b", 2, "ok")), 1, []),
+        ((("a", 1, "ok"), ("b", 2, None, "503")), 0.5, ["call_failed"]),
+        ((("a", 1, "ok"), ("a", 1, "ok"), ("b", 2, "ok"), ("c", 2, "ok")), 0.75, ["call_repeated"]),
+        ((("a", 1, None, "503"), ("a", 1, "ok")), 0.5, ["call_failed"]),
+        ((("a", 1, None, "503"),) * 3, 0, ["call_failed", "call_repeated"]),
+        (tuple(TESTED), 1, []),
+    ],
+)
+async def test_tool_correctness_is_the_share_of_calls_without_error_or_repetition(
+    calls: Any, value: float, fired: list[str]
+) -> None:
+    score = await scored("tool_correctness", case("q", "a", tools(*calls)))
+    assert (score.value, score.metadata["judge"]["rules_fired"]) == (value, fired)
+
+
+async def test_a_call_of_a_tool_that_nobody_declared_is_no_right_choice() -> None:
+    spans = (model_with({"name": "search"}), *tools(("search", 1, "ok"), ("teleport", 2, "ok")))
+    score = await scored("tool_correctness", case("q", "a", spans))
+    assert score.value == 0.5 and score.metadata["judge"]["rules_fired"] == ["undeclared_tool"]
+    others = (model_with({"name": "search"}), *tools(("SearchTool", 1, "ok")))
+    assert (await scored("tool_correctness", case("q", "a", others))).value == 1, "spans may have names of their own"
+
+
+@pytest.mark.parametrize(
+    ("said", "value"), [("I'm unable to help with that.", 0.25), ("It might be two years.", 0.5), ("Two years.", 1)]
+)
+async def test_tools_at_hand_that_were_left_alone_count_by_what_came_of_it(said: str, value: float) -> None:
+    of = case("How long is the warranty?", said, (model_with({"name": "warranty"}),))
+    assert (await scored("tool_correctness", of)).value == value
+
+
+async def test_arguments_are_checked_by_the_schema_that_the_trace_declares() -> None:
+    schema = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}
+    spans = (model_with({"name": "t", "input_schema": schema}), *tools(("t", {"n": 1}, 1), ("t", {"n": "1"}, 1)))
+    score = await scored("argument_correctness", case("q", "a", spans))
+    assert score.value == 0.5 and "n should be integer" in score.reason
+    assert [v["verdict"] for v in score.metadata["verdicts"]] == ["yes", "no"]
+    assert score.metadata["judge"]["rules_fired"] == ["schema_broken"]
+
+
+@pytest.mark.parametrize(
+    ("error", "value"),
+    [
+        ("TypeError: got an unexpected keyword", 0),
+        ("422: field required", 0),
+        ("504 Gateway Timeout", 1),
+        ("denied", 1),
+    ],
+)
+async def test_without_a_schema_the_tools_own_complaint_counts(error: str, value: float) -> None:
+    score = await scored("argument_correctness", case("q", "a", tools(("t", {"n": 1}, None, error))))
+    assert score.value == value
+
+
+async def test_efficiency_is_the_share_of_steps_that_were_not_repeated_in_vain() -> None:
+    assert (await scored("step_efficiency", GOOD["code"])).value == 1
+    assert (await scored("step_efficiency", BAD["loop"])).value == 0
+    again = tools(("a", 1, None, "503"), ("a", 1, "ok"), ("b", 2, "ok"), ("c", 3, "ok"))
+    score = await scored("step_efficiency", case("q", "a", again))
+    assert score.value == 0.75 and score.metadata["judge"]["rules_fired"] == ["steps_repeated"]
+    assert "1 of 4 steps" in score.reason
+
+
+async def test_a_model_that_is_asked_in_between_makes_no_call_new() -> None:
+    models = [span(n, SpanKind.LLM, "chat", f"turn {n}", "again") for n in (0, 2, 4)]
+    polls = [span(n, SpanKind.TOOL, "poll", {"id": 1}, f"{n} of 9") for n in (1, 3, 5)]
+    steps = tuple(s for pair in zip(models, polls, strict=True) for s in pair)
+    score = await scored("step_efficiency", case("q", "a", steps))
+    assert score.value == 0.5 and "2 of 6 steps" in score.reason
+
+
+@pytest.mark.parametrize("metric", ["plan_adherence", "plan_quality"])
+async def test_only_a_written_plan_is_one_for_rules(metric: str) -> None:
+    score = await scored(metric, GOOD["code"])
+    assert score.value == 1 and score.metadata["plan"] == [] and "No plan" in score.reason
+    planned = await scored(metric, case("Oslo?", "Booked.", (PLANNED,)))
+    assert planned.metadata["plan"] == ["Search flights to Oslo", "Book the cheapest flight", "Tell the user"]
+
+
+@pytest.mark.parametrize(
+    ("calls", "value"),
+    [
+        ((("search_flights", {"to": "Oslo"}, 1), ("book_flight", {"id": 1}, 2)), 1),
+        ((("weather", {"at": "sea"}, 1),), 0.25),
+        ((), 0.25),
+    ],
+)
+async def test_a_planned_step_that_no_later_call_is_about_was_dropped(calls: Any, value: float) -> None:
+    """The last one may be the answer itself."""
+    assert (await scored("plan_adherence", case("Fly", "Booked.", (PLANNED, *tools(*calls))))).value == value
+
+
+@pytest.mark.parametrize(
+    ("task", "plan", "value", "fired"),
+    [
+        ("Fly me to Oslo", PLAN, 0.75, []),
+        ("Write a poem", PLAN, 0.25, ["plan_off_task"]),
+        ("Fly to Oslo", "Plan:\n- book flight\n- book flight", 0.25, ["plan_off_task", "plan_repeats_itself"]),
+        ("Book it", "Plan:\n- book\n- think", 0.5, ["plan_steps_vague"]),
+        ("Find words", "Plan:\n" + "\n".join(f"- find word {n}" for n in range(16)), 0.5, ["plan_too_long"]),
+    ],
+)
+async def test_what_can_be_counted_in_a_plan_is_held_against_it(
+    task: str, plan: str, value: float, fired: list[str]
+) -> None:
+    score = await scored("plan_quality", case(task, "Done.", (span(0, SpanKind.LLM, "chat", "q", plan),)))
+    assert (score.value, score.metadata["judge"]["rules_fired"]) == (value, fired)
+
+
 def test_every_question_that_the_catalogue_asks_has_rules() -> None:
     assert TaskOutcome in RULES and rule(GOOD["answer"], Unknown) is None
 
@@ -138,8 +275,9 @@ async def test_a_model_may_ask_for_anything_at_any_size() -> None:
     """Rules read what people sent: nothing of it may raise."""
     odd: list[Any] = [{"a": {"b": 2}}, [None, 3], 7, True, {"messages": "no list"}, {"choices": [1]}, "x" * 300_000]
     for value in odd:
-        for metric in ("task_completion", "confidence"):
-            await scored(metric, case(value, value, tools(("t", value, value))))
+        for metric in JUDGED:
+            model = span(9, SpanKind.LLM, "chat", {"tools": value}, value)
+            await scored(metric, case(value, value, (*tools(("t", value, value), ("plan", value, value)), model)))
 
 
 class Unknown(Reply):

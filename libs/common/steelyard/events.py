@@ -105,7 +105,8 @@ class Owed(BaseModel):
 
 
 class TraceJob(Event, topic="jobs.trace", keyed_by="trace_id", partitions=24):
-    """Score one trace by the metrics it still owes to one run."""
+    """Score one trace by the metrics it still owes to one run. `root_run_id` is the run that it, or what it retries, goes
+    back to: what was paid for under it is found again, and with `reuse` whatever the project paid for."""
 
     run_id: UUID
     project_id: UUID
@@ -113,6 +114,9 @@ class TraceJob(Event, topic="jobs.trace", keyed_by="trace_id", partitions=24):
     trace_id: UUID
     model: str
     owed: tuple[Owed, ...]
+    root_run_id: UUID | None = None
+    reuse: bool = False
+    grouped: bool | None = None
 
 
 class TraceScored(Event, topic="scores.trace", keyed_by="target", partitions=12):

@@ -45,6 +45,15 @@ def provider_of(model: str) -> Provider | None:
     return None
 
 
+def at_own_address(model: str, base_url: str | None, environment: Mapping[str, str]) -> bool:
+    """Whether JUDGE_BASE_URL is asked. What runs there may be called anything, `mistral-nemo` too: a name without a
+    prefix means the vendor only where there is a key for it."""
+    provider = provider_of(model)
+    if not base_url or provider is None or provider.key == "openai":
+        return bool(base_url)
+    return not model.startswith(provider.prefixes) and not provider.configured(environment)
+
+
 def default_model(judge_model: str | None, base_url: str | None, environment: Mapping[str, str]) -> str:
     """What was asked for, else the first provider with a key, else rules: never a silent change after a failed call."""
     if judge_model:
@@ -60,9 +69,9 @@ def why_not(model: str, base_url: str | None, environment: Mapping[str, str]) ->
         return None
     if model.startswith("heuristic/"):
         return f"there is no judge '{model}'; the rules judge is '{RULES}'"
-    provider = provider_of(model)
-    if base_url and (provider is None or provider.key == "openai"):
+    if at_own_address(model, base_url, environment):
         return None
+    provider = provider_of(model)
     if provider is None:
         known = ", ".join(p.key for p in PROVIDERS)
         return (

@@ -58,6 +58,10 @@ class Settings(BaseSettings):
     judge_attempts: int = Field(5, ge=1, le=20, description="tries of one trace+metric pair before it is FAILED")
     judge_max_tokens: int = Field(2000, ge=100, description="most tokens of one reply")
     judge_temperature: float | None = Field(None, ge=0, le=2, description="sent only when set: some models refuse it")
+    judge_grouped: bool = Field(
+        False,
+        description="ask about several metrics in one call: cheaper, and another measurement; a run may say otherwise",
+    )
     embedding_model: str | None = Field(None, description="e.g. openai/text-embedding-3-small; unset: a local embedder")
     deployment_secret: SecretStr = Field(
         SecretStr("steelyard-on-a-laptop"), description="fences judged text with marks that its author cannot guess"

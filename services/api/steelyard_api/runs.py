@@ -9,21 +9,23 @@ import orjson
 from fastapi import APIRouter, Path, Query, Request, Response
 
 from steelyard.events import RunRequested
-from steelyard.metrics import CATALOGUE
+from steelyard.metrics import CATALOGUE, why_unknown
 from steelyard.metrics.judging import Metric
 from steelyard.metrics.preview import previews
 from steelyard.providers import PROVIDERS, RULES, default_model, why_not
 from steelyard.runs import sample_size
 from steelyard.settings import Settings
-from steelyard.store import ledger, runs, scores, traces
+from steelyard.store import answers, ledger, runs, scores, traces
 from steelyard.store.database import Tx
 from steelyard.store.outbox import Outbox
 from steelyard.traces import storable
 from steelyard_api.access import Visitor
 from steelyard_api.creating import CREATING, Conflict, Creating, written
 from steelyard_api.errors import Refused, not_found
+from steelyard_api.estimates import estimated, wishes
 from steelyard_api.shapes import (
     BatchRunIn,
+    EstimateOut,
     Failure,
     FiltersOut,
     MetricOut,
@@ -35,12 +37,16 @@ from steelyard_api.shapes import (
     RunStatus,
     RunTemplate,
     ScoreOut,
+    Spent,
+    UsageOut,
+    When,
 )
 from steelyard_api.traces import Limit, Offset
 from steelyard_api.wire import StrictRoute
 
 router = APIRouter(prefix="/evaluations", tags=["Trace runs"], route_class=StrictRoute)
 RunId = Annotated[UUID, Path(description="the run's id")]
+ADDED_UP = ("calls", "input_tokens", "output_tokens", "cached_tokens", "cost_usd", "unpriced_calls")
 # Beside what every creating request may be answered.
 STARTING: dict[int | str, dict[str, Any]] = CREATING | {
     429: {
@@ -98,6 +104,7 @@ async def start_run(run: RunIn, visitor: Visitor, creating: Creating, request: R
             raise Refused(400, "No trace of this project matches the filters", ("filters", "match no trace"))
         asked = _asked(visitor.project, run.name, metrics, run.model, judge)
         asked |= {"filters": run.filters.as_json(), "sampling_rate": run.sampling_rate, "snapshot": snapshot}
+        asked |= await wishes(tx, visitor.project, run, metrics, judge, request.app.state.settings)
         return await _start(tx, asked | {"total_targets": sample_size(found, run.sampling_rate)})
 
     return await creating.make(work, 202, request.app.state.settings.runs_per_minute)
@@ -119,9 +126,40 @@ async def start_batch_run(run: BatchRunIn, visitor: Visitor, creating: Creating,
         if missing := await traces.missing(tx, visitor.project, wanted):
             raise _missing(missing)
         asked = _asked(visitor.project, run.name, metrics, run.model, judge) | {"total_targets": 0}
+        asked |= await wishes(tx, visitor.project, run, metrics, judge, request.app.state.settings)
         return await _start(tx, asked, wanted)
 
     return await creating.make(work, 202, request.app.state.settings.runs_per_minute)
+
+
+@router.post("/trace-runs/estimate", summary="Estimate a run")
+async def estimate_run(run: RunIn, visitor: Visitor, request: Request) -> EstimateOut:
+    """What a run with this body would mean, take and cost. Nothing is started and no model is asked."""
+    metrics = _known(run.metrics)
+    judge = _judge(request.app.state.settings, run.model)
+    async with visitor.database.begin(visitor.project) as tx:
+        return await estimated(tx, visitor.project, run, metrics, judge, request.app.state.settings)
+
+
+@router.get("/trace-runs/{run_id}/usage", summary="Read what a run cost")
+async def read_run_usage(run_id: RunId, visitor: Visitor) -> UsageOut:
+    """Every call to a model that the run has made so far, failed ones included, added up. A retry has its own."""
+    async with visitor.database.begin(visitor.project) as tx:
+        found = await _found(tx, visitor.project, run_id)
+        rows = await answers.spent(tx, visitor.project, run_id)
+    return _added_up(rows, found["max_cost_usd"])
+
+
+@router.get("/usage", summary="Read what the project's judges cost")
+async def read_usage(
+    visitor: Visitor,
+    date_from: Annotated[When | None, Query(description="calls made at this time or later")] = None,
+    date_to: Annotated[When | None, Query(description="calls made before this time")] = None,
+) -> UsageOut:
+    """Every call to a model that the project's runs made, deleted runs' too, added up by metric and model."""
+    async with visitor.database.begin(visitor.project) as tx:
+        rows = await answers.spent_by_project(tx, visitor.project, date_from, date_to)
+    return _added_up(rows, None)
 
 
 @router.get("/trace-runs", summary="List runs")
@@ -181,6 +219,8 @@ async def retry_run(run_id: RunId, visitor: Visitor, creating: Creating, request
         judge = _judge(request.app.state.settings, parent["judge_model"])
         asked = _asked(visitor.project, parent["name"], metrics, parent["model"], judge)
         asked |= {"filters": parent["filters"], "sampling_rate": parent["sampling_rate"]}
+        asked |= {name: parent[name] for name in ("max_cost_usd", "pair_cost_usd", "reuse", "grouped")}
+        asked |= {"root_run_id": parent["root_run_id"] or run_id}
         return await _start(tx, asked | {"parent_run_id": run_id, "total_targets": there})
 
     return await creating.make(work, 202, request.app.state.settings.runs_per_minute)
@@ -222,6 +262,11 @@ def _asked(project: UUID, name: str | None, metrics: Sequence[str], model: str |
     return asked | {"model": model, "judge_model": judge}
 
 
+def _added_up(rows: Sequence[Mapping[str, Any]], limit: float | None) -> UsageOut:
+    sums = {name: sum(r[name] for r in rows) for name in ADDED_UP}
+    return UsageOut(**sums, max_cost_usd=limit, by_metric=[Spent(**r) for r in rows])
+
+
 def _missing(ids: Sequence[UUID]) -> Refused:
     some, more = ", ".join(str(i) for i in ids[:50]), f" and {len(ids) - 50} more" if len(ids) > 50 else ""
     return Refused(400, f"The project has no such traces: {some}{more}", ("trace_ids", f"unknown: {some}{more}"))
@@ -246,7 +291,7 @@ def _provider(key: str, name: str, description: str, model: str, base_url: str |
 def _known(metrics: Sequence[str], field: str = "metrics") -> list[str]:
     unknown = [m for m in metrics if m not in CATALOGUE]
     if unknown:
-        said = f"unknown metric {', '.join(repr(m[:100]) for m in unknown[:10])}; known are {', '.join(CATALOGUE)}"
+        said = "; ".join(why_unknown(storable(m[:100])) for m in unknown[:10])
         raise Refused(400, said[:1].upper() + said[1:], (field, said))
     return list(dict.fromkeys(metrics))
 

@@ -64,7 +64,10 @@ WORDS = {
     "completion_start_time": "when the first token arrived",
     "completion_tokens": "tokens that models wrote",
     "config_id": "not used",
+    "calls": "how often a model was asked",
     "cost": "in dollars: a total, or its parts",
+    "input_tokens": "tokens that the model read",
+    "output_tokens": "tokens that the model wrote",
     "count": "how many scores",
     "created_at": "when it was made",
     "data_type": "what kind of value it has",
@@ -467,6 +470,36 @@ Model = Annotated[
 ]
 
 
+MaxCost = Annotated[
+    float | None,
+    Field(
+        gt=0,
+        le=1_000_000,
+        allow_inf_nan=False,
+        description="a hard limit in dollars: the run stops sending before it could be passed, finishes what is under way, and "
+        "says of the rest that it was not scored for that",
+    ),
+]
+UnknownPrice = Annotated[
+    bool,
+    Field(
+        description="start with max_cost_usd although nobody lists the model's price; what it costs then counts as nothing"
+    ),
+]
+Reuse = Annotated[
+    bool,
+    Field(
+        description="take answers that other runs of the project paid for, where the same was asked of the same model"
+    ),
+]
+Grouped = Annotated[
+    bool | None,
+    Field(
+        description="ask about several metrics in one call: cheaper, and another measurement; the deployment's way when left out"
+    ),
+]
+
+
 class RunIn(Shape):
     """Which traces by which metrics."""
 
@@ -477,6 +510,10 @@ class RunIn(Shape):
         1.0, description="part of the matching traces: floor(n x rate), at least one"
     )
     model: Model = None
+    max_cost_usd: MaxCost = None
+    allow_unknown_price: UnknownPrice = False
+    reuse: Reuse = False
+    grouped: Grouped = None
 
     model_config = ConfigDict(
         extra="ignore",
@@ -497,6 +534,10 @@ class BatchRunIn(Shape):
     metrics: Metrics
     name: RunName = None
     model: Model = None
+    max_cost_usd: MaxCost = None
+    allow_unknown_price: UnknownPrice = False
+    reuse: Reuse = False
+    grouped: Grouped = None
 
     model_config = ConfigDict(
         extra="ignore", json_schema_extra={"examples": [{"trace_ids": [EXAMPLE], "metrics": ["task_completion"]}]}
@@ -534,7 +575,53 @@ class RunOut(Shape):
     judge_model: str = Field(description="the judge that scores")
     monitor_id: UUID | None = Field(description="the monitor that made it")
     parent_run_id: UUID | None = Field(description="the run whose failures it retries")
+    max_cost_usd: float | None = Field(description="the limit it was given, in dollars")
+    reuse: bool = Field(description="whether it takes answers that other runs paid for")
+    grouped: bool | None = Field(
+        description="whether it asks about several metrics at once; null for the deployment's way"
+    )
     error_message: str | None
+
+
+class Spent(Shape):
+    """What calls to a model cost, failed ones included."""
+
+    metric: str = Field(description="for which metric")
+    model: str = Field(description="the model that was asked")
+    calls: int
+    failed_calls: int = Field(description="calls that brought no usable answer")
+    input_tokens: int
+    output_tokens: int
+    cached_tokens: int = Field(description="of the input, read again from the provider's cache")
+    cost_usd: float = Field(description="of the calls whose price is known")
+    unpriced_calls: int = Field(description="calls to a model whose price nobody lists")
+    avg_seconds: float = Field(description="how long a call took")
+
+
+class UsageOut(Shape):
+    """What was spent, in all and by metric and model."""
+
+    calls: int
+    input_tokens: int
+    output_tokens: int
+    cached_tokens: int = Field(description="of the input, read again from the provider's cache")
+    cost_usd: float = Field(description="of the calls whose price is known")
+    unpriced_calls: int = Field(description="calls to a model whose price nobody lists")
+    max_cost_usd: float | None = Field(None, description="the run's limit")
+    by_metric: list[Spent] = Field(description="the same by metric and model")
+
+
+class EstimateOut(Shape):
+    """What a run would mean and take, without asking anyone. Tokens are estimated from the newest matching traces."""
+
+    total_targets: int = Field(description="traces")
+    pairs: int = Field(description="traces times metrics")
+    judge_model: str = Field(description="the judge that would score")
+    calls: int = Field(description="to the model, when nothing has to be asked twice")
+    input_tokens: int
+    output_tokens: int
+    cost_usd: float | None = Field(description="null where nobody lists the model's price")
+    seconds: float = Field(description="with one judge process, by how long the latest calls took")
 
 
 class ScoreSource(StrEnum):

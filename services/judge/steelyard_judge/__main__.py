@@ -9,6 +9,7 @@ from steelyard_judge.dialogue import scoring
 from steelyard_judge.embeddings import ApiEmbedder, Embedder, LocalEmbedder
 from steelyard_judge.handlers import judge
 from steelyard_judge.model import Gateway
+from steelyard_judge.paying import Ledger
 
 
 async def run() -> None:
@@ -18,9 +19,10 @@ async def run() -> None:
     model = settings.embedding_model
     local = model is None or model.startswith("local/")
     embedder: Embedder = LocalEmbedder(model) if local else ApiEmbedder(gateway, str(model))
-    score = scoring(gateway, embedder, CATALOGUE, settings.deployment_secret.get_secret_value())
+    book = Ledger(database)
+    score = scoring(gateway, embedder, CATALOGUE, settings, book, settings.judge_grouped)
     service = judge(settings.judge_slots, database, score)
-    service.parts += [gateway, embedder]
+    service.parts += [gateway, embedder, book]
     await service.run(settings, cluster)
 
 

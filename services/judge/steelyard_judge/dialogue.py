@@ -3,7 +3,8 @@
 import asyncio
 import hashlib
 import hmac
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import replace
 from typing import Any, Protocol
 from uuid import UUID
@@ -11,14 +12,20 @@ from uuid import UUID
 import orjson
 
 from steelyard.errors import Later
+from steelyard.metrics.grouped import GROUPED
 from steelyard.metrics.judging import Case, Embed, Metric, NotScored, Question, Reply, Score, metadata_of
 from steelyard.metrics.rules import JUDGE, rule
 from steelyard.providers import RULES
+from steelyard.settings import Settings
 from steelyard.traces import Trace
 from steelyard_judge.embeddings import Embedder
 from steelyard_judge.model import Gateway, TooLarge, Unanswered, Usage
+from steelyard_judge.orders import Order
+from steelyard_judge.paying import Book, Payer
 
 LONGEST, MOST_ITEMS = 8000, 200
+# What takes more than a few milliseconds to render.
+LARGE, MANY_SPANS = 50_000, 40
 # An outcome travels in one message of at most 256 KiB.
 MOST_BYTES = 100_000
 
@@ -50,15 +57,82 @@ class Rules:
         return {**JUDGE, "rules_fired": self._fired}
 
 
+class Asker(Protocol):
+    """The gateway, or what stands before it."""
+
+    async def ask(self, question: Question, model: str, usage: Usage) -> Reply: ...
+
+
 class Model:
-    def __init__(self, gateway: Gateway, model: str) -> None:
-        self._gateway, self._model, self._usage = gateway, model, Usage()
+    """What a shared answer cost is told by the conversation that asked for it; the others say that they shared one."""
+
+    def __init__(self, gateway: Asker, model: str, shared: "Shared | None" = None, scope: str = "") -> None:
+        """Only conversations of one `scope` share answers: what another run paid for has to be asked for."""
+        self._gateway, self._model, self._usage, self._scope = gateway, model, Usage(), scope
+        self._shared, self._taken = shared or Shared(), 0
 
     async def answer(self, question: Question) -> Reply:
+        if not question.shared:
+            return await self._gateway.ask(question, self._model, self._usage)
+        bought = self._bought()
+        try:
+            reply = await self._shared.answer(question, f"{self._model} {self._scope}", lambda: self._ask(question))
+        except Unanswered as e:
+            raise type(e)(e.reason, self.judge(), e.reply) from None
+        self._taken += self._bought() == bought
+        return reply
+
+    def _bought(self) -> int:
+        """What this conversation got by itself, by a call or out of the book."""
+        return self._usage.calls + int(getattr(self._gateway, "reused", 0))
+
+    async def _ask(self, question: Question) -> Reply:
         return await self._gateway.ask(question, self._model, self._usage)
 
     def judge(self) -> dict[str, Any]:
-        return {"kind": "llm", "model": self._model, **self._usage.as_json()}
+        told = {"kind": "llm", "model": self._model, **self._usage.as_json()}
+        return told | ({"shared_answers": self._taken} if self._taken else {})
+
+
+class Shared:
+    """Answers that several metrics of a trace need alike. One call is made for all who wait and for all who come soon
+    after; it protects the money, and a lost answer costs one more call."""
+
+    def __init__(self, most: int = 500) -> None:
+        self._most = most
+        self._asked: dict[tuple[str, str, bytes], asyncio.Task[Reply]] = {}
+        self._waiting: Counter[asyncio.Task[Reply]] = Counter()
+
+    async def answer(self, question: Question, model: str, ask: Callable[[], Coroutine[Any, Any, Reply]]) -> Reply:
+        """The prompt holds all of the content: another version of the trace, or half of it, is another question."""
+        said = f"{question.system}\0{question.prompt}".encode("utf-8", "replace")
+        key = (model, question.stage, hashlib.blake2b(said, digest_size=16).digest())
+        task = self._asked.pop(key, None) or _begun(ask())
+        self._asked[key] = task
+        self._waiting[task] += 1
+        try:
+            # Shielded: the conversation that began the call may be cancelled while others wait for its answer.
+            return await asyncio.shield(task)
+        finally:
+            self._leave(key, task)
+
+    def _leave(self, key: tuple[str, str, bytes], task: asyncio.Task[Reply]) -> None:
+        """Nobody pays for an answer that nobody waits for, and a failure is not remembered."""
+        self._waiting[task] -= 1
+        if not self._waiting[task]:
+            del self._waiting[task]
+            task.cancel()
+        lost = task.cancelling() or (task.done() and (task.cancelled() or task.exception() is not None))
+        if lost and self._asked.get(key) is task:
+            del self._asked[key]
+        while len(self._asked) > self._most:
+            del self._asked[next(iter(self._asked))]
+
+
+def _begun(asking: Coroutine[Any, Any, Reply]) -> asyncio.Task[Reply]:
+    task = asyncio.create_task(asking)
+    task.add_done_callback(lambda t: t.cancelled() or t.exception())  # retrieved: its waiters may be gone
+    return task
 
 
 def case_of(trace: Trace, secret: str) -> Case:
@@ -75,6 +149,7 @@ async def converse(metric: Metric, case: Case, answerer: Answerer, embedder: Emb
         return await _conversation(metric, case, answerer, embedder)
     except TooLarge:
         case = replace(case, tokens=case.tokens // 2)
+        await asyncio.to_thread(getattr, case, "rendering")
     try:
         return await _conversation(metric, case, answerer, embedder)
     except TooLarge as e:
@@ -146,9 +221,11 @@ def clipped(text: str, size: int) -> str:
 class _Cases:
     """The traces under way, each rendered once and large ones off the event loop: heartbeats must not wait."""
 
-    def __init__(self, secret: str, most: int = 32, many_spans: int = 40) -> None:
-        self._secret, self._most, self._many_spans = secret, most, many_spans
+    def __init__(self, secret: str, most: int = 32) -> None:
+        self._secret, self._most = secret, most
         self._known: dict[tuple[UUID, int], Case] = {}
+        # Protects time: the metrics of a large trace arrive together, and one thread renders for all of them.
+        self._rendering = asyncio.Lock()
 
     async def of(self, trace: Trace) -> Case:
         key = (trace.trace_id, trace.version)
@@ -156,20 +233,52 @@ class _Cases:
         self._known[key] = case
         while len(self._known) > self._most:
             del self._known[next(iter(self._known))]
-        if len(trace.spans) >= self._many_spans:
-            await asyncio.to_thread(getattr, case, "rendering")
+        if is_large(trace):
+            async with self._rendering:
+                await asyncio.to_thread(getattr, case, "rendering")
         return case
 
 
-def scoring(gateway: Gateway, embedder: Embedder, catalogue: Mapping[str, Metric], secret: str) -> Any:
-    """The judge's scorer: a metric of a trace by the run's judge. The metrics of one job share one rendering."""
-    cases = _Cases(secret)
+def is_large(trace: Trace) -> bool:
+    """By its spans or its characters, of which no more are counted than it takes to know."""
+    waiting, left = [trace.input, trace.output, *(x for s in trace.spans for x in (s.input, s.output, s.error))], LARGE
+    while waiting and left > 0 and len(trace.spans) < MANY_SPANS:
+        value = waiting.pop()
+        left -= len(value) if isinstance(value, str) else 10
+        if isinstance(value, list | tuple | Mapping):
+            waiting += value.values() if isinstance(value, Mapping) else value
+    return left <= 0 or len(trace.spans) >= MANY_SPANS
 
-    async def score(metric: str, trace: Trace, model: str) -> Score | NotScored:
-        found = catalogue.get(metric)
+
+def scoring(
+    gateway: Gateway,
+    embedder: Embedder,
+    catalogue: Mapping[str, Metric],
+    settings: Settings,
+    book: Book | None = None,
+    grouped: bool = False,
+) -> Any:
+    """The judge's scorer: a metric of a trace by the run's judge. The metrics of one job share one rendering, and what
+    they ask alike is asked once. `grouped` asks models about several metrics at once; rules cost nothing alone."""
+    cases, shared = _Cases(settings.deployment_secret.get_secret_value()), Shared()
+    in_groups = {**catalogue, **{name: m for name, m in GROUPED.items() if name in catalogue}}
+
+    async def score(metric: str, trace: Trace, order: Order) -> Score | NotScored:
+        ruled = order.model == RULES
+        together = grouped if order.grouped is None else order.grouped
+        found = (in_groups if together and not ruled else catalogue).get(metric)
         if found is None:
             raise Later(f"this judge does not know the metric {metric} yet", after=30, counts=False)
-        answerer: Answerer = Rules() if model == RULES else Model(gateway, model)
-        return await converse(found, await cases.of(trace), answerer, embedder)
+        case = await cases.of(trace)
+        if ruled:
+            return await converse(found, case, Rules(), embedder)
+        payer = Payer(gateway, book, order, found, settings) if book else None
+        answerer = Model(payer or gateway, order.model, shared, str(order.root_run_id))
+        try:
+            result = await converse(found, case, answerer, embedder)
+        finally:
+            if payer:
+                await payer.settled()
+        return payer.told(result) if payer else result
 
     return score

@@ -16,10 +16,11 @@ from steelyard.service import Service
 from steelyard.store.database import Database, reason, temporary
 from steelyard.traces import Trace
 from steelyard_judge.lookup import Lookup
+from steelyard_judge.orders import Order
 
 log = logging.getLogger(__name__)
 # One metric of one trace by one judge. Raises Later when it may be asked again.
-Scorer = Callable[[str, Trace, str], Awaitable[Score | NotScored]]
+Scorer = Callable[[str, Trace, Order], Awaitable[Score | NotScored]]
 Outcome = TraceScored | TraceDeferred
 
 
@@ -66,7 +67,7 @@ def judge(slots: int, database: Database, score: Scorer, clock: Clock = utc_now)
 
     async def _converse(job: TraceJob, owed: Owed, trace: Trace) -> Outcome:
         try:
-            return _scored(job, owed, await score(owed.metric, trace, job.model), trace)
+            return _scored(job, owed, await score(owed.metric, trace, Order.of(job, owed)), trace)
         except Later as e:
             until = clock() + timedelta(seconds=e.after or _pause(owed.attempt))
             return _deferred(job, owed, str(e), until, e.counts)

@@ -50,6 +50,18 @@ class TooLarge(Unanswered):
     """The model cannot take this much text; less of it may do."""
 
 
+@dataclass(frozen=True)
+class CallNote:
+    """One call as it ended. `cost` is None where nobody lists a price."""
+
+    outcome: str
+    input_tokens: int
+    output_tokens: int
+    cached_tokens: int
+    cost: float | None
+    seconds: float
+
+
 @dataclass
 class Usage:
     """What a conversation cost. `cost` is None as soon as one price is unknown: unknown is not free."""
@@ -60,10 +72,22 @@ class Usage:
     cached_tokens: int = 0
     cost: float | None = 0.0
     seconds: float = 0.0
+    notes: list[CallNote] = field(default_factory=list)
 
     def as_json(self) -> dict[str, Any]:
         cost = None if self.cost is None else round(self.cost, 8)
-        return {**self.__dict__, "cost": cost, "seconds": round(self.seconds, 3)}
+        said = {k: v for k, v in self.__dict__.items() if k != "notes"}
+        return {**said, "cost": cost, "seconds": round(self.seconds, 3)}
+
+    def note(self, outcome: str, one: "Usage") -> None:
+        """Adds a call that ended to the sums."""
+        self.input_tokens += one.input_tokens
+        self.output_tokens += one.output_tokens
+        self.cached_tokens += one.cached_tokens
+        self.seconds += one.seconds
+        self.cost = None if self.cost is None or one.cost is None else self.cost + one.cost
+        cost, tokens = one.cost, (one.input_tokens, one.output_tokens, one.cached_tokens)
+        self.notes.append(CallNote(outcome, *tokens, cost, one.seconds))
 
 
 @dataclass
@@ -150,18 +174,22 @@ class Gateway:
         if (wait := gate.until - time.monotonic()) > 0:
             raise Later(gate.why, after=wait + _jitter(wait), counts=False)
         litellm = await self._library()
-        began = time.perf_counter()
+        began, one, outcome = time.perf_counter(), Usage(), "cancelled"
         usage.calls += 1
         try:
             async with asyncio.timeout(self.settings.judge_call_seconds):
                 answer = await getattr(litellm, verb)(**self._route(model), **self._manners(verb), **more)
+            outcome = "ok"
+            _count(litellm, answer, model, one)
         except TimeoutError as e:
+            outcome = "timeout"
             raise Later(f"{model} did not answer within {self.settings.judge_call_seconds:.0f} s") from e
         except Exception as e:
+            outcome = _outcome_of(e)
             raise self._meaning(e, model, gate, usage, bool(more.get("response_format"))) from None
         finally:
-            usage.seconds += time.perf_counter() - began
-        _count(litellm, answer, model, usage)
+            one.seconds = time.perf_counter() - began
+            usage.note(outcome, one)
         return answer
 
     def _manners(self, verb: str) -> dict[str, Any]:
@@ -306,6 +334,14 @@ def _count(litellm: ModuleType, answer: Any, model: str, usage: Usage) -> None:
     read = price.get("cache_read_input_token_cost") or price["input_cost_per_token"]
     usage.cost += (asked - cached) * price["input_cost_per_token"] + cached * read
     usage.cost += answered * (price.get("output_cost_per_token") or 0.0)
+
+
+def _outcome_of(e: Exception) -> str:
+    """For the record: how a call that brought nothing ended, in one word."""
+    status = getattr(e, "status_code", None)
+    if status == 429:
+        return "rate_limited"
+    return "refused" if isinstance(status, int) and 400 <= status < 500 else "failed"
 
 
 def _exhausted(e: Exception, status: int | None) -> bool:

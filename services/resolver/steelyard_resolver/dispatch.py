@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from uuid import UUID
 
 from steelyard.errors import Later
-from steelyard.events import Owed, TraceJob
-from steelyard.runs import shares, window
+from steelyard.events import Owed, TraceJob, TraceScored
+from steelyard.runs import PairState, shares, window
 from steelyard.service import Publish
 from steelyard.store import ledger
 from steelyard.store.database import Database
@@ -19,6 +19,7 @@ log = logging.getLogger(__name__)
 # How long a slot that became free waits for its next pair: answer, settlement, NOTIFY, dispatch, fetch.
 REFILL_SECONDS = 0.3
 PRODUCE_SECONDS = 5.0
+CLOSED_AT_ONCE = 1000
 
 
 class Dispatcher:
@@ -28,20 +29,36 @@ class Dispatcher:
         self._database, self._readers = database, readers
         self._pace = _Pace()
 
-    async def turn(self, publish: Publish[TraceJob]) -> bool:
+    async def turn(self, publish: Publish[TraceJob | TraceScored]) -> bool:
         """True when something was released, so that the next turn looks at once."""
         slots = await self._readers.slots()
         async with self._database.begin() as tx:
             found = await ledger.demands(tx, most=4 * slots)
         total = window(slots, self._pace.of({d.run_id: d.settled for d in found}), REFILL_SECONDS)
-        given = shares(total, {d.run_id: d.in_flight + d.ready for d in found})
+        given = shares(total, {d.run_id: min(d.in_flight + d.ready, d.affordable()) for d in found})
         released = 0
         for demand in found:
-            if demand.ready and given[demand.run_id] > demand.in_flight:
+            if demand.stopping or demand.broke():
+                released += await self._close(demand, publish)
+            elif demand.ready and given[demand.run_id] > demand.in_flight:
                 released += await self._refill(demand, given[demand.run_id], publish)
         return released > 0
 
-    async def _refill(self, demand: ledger.Demand, share: int, publish: Publish[TraceJob]) -> int:
+    async def _close(self, demand: ledger.Demand, publish: Publish[TraceJob | TraceScored]) -> int:
+        """A page of what will never be sent is settled as not scored, by the aggregator as everything is: counts still
+        sum, and a retry finds what is left."""
+        async with self._database.begin() as tx:
+            if not await ledger.lock_run(tx, demand.run_id):
+                return 0
+            if not demand.stopping:
+                await ledger.stop(tx, demand.run_id, "budget", over_budget(demand))
+                log.info("run %s: %s", demand.run_id, over_budget(demand))
+            pairs = await ledger.unsent(tx, demand.run_id, CLOSED_AT_ONCE)
+            await publish(not_sent(p, demand.stopping or "budget") for p in pairs)
+        # The aggregator rings when it has settled them.
+        return 0
+
+    async def _refill(self, demand: ledger.Demand, share: int, publish: Publish[TraceJob | TraceScored]) -> int:
         """The advisory lock lets one dispatcher at a time into a run; settling and cancelling never wait for it."""
         async with self._database.begin() as tx:
             if not await ledger.lock_run(tx, demand.run_id):
@@ -72,9 +89,33 @@ def jobs(demand: ledger.Demand, pairs: Sequence[ledger.Taken]) -> list[TraceJob]
             trace_id=trace_id,
             model=demand.model,
             owed=tuple(Owed(metric=p.metric, dispatch_no=p.dispatch_no, attempt=p.attempts) for p in group),
+            root_run_id=demand.root_run_id,
+            reuse=demand.reuse,
+            grouped=demand.grouped,
         )
         for trace_id, group in ((t, list(g)) for t, g in itertools.groupby(by_trace, key=lambda p: p.trace_id))
     ]
+
+
+def over_budget(demand: ledger.Demand) -> str:
+    return (
+        f"stopped at max_cost_usd {demand.max_cost_usd:g}: {demand.spent:.4f} are spent, and another pair may cost up to "
+        f"{demand.pair_cost_usd:.4f}"
+    )
+
+
+def not_sent(pair: PairState, why: str) -> TraceScored:
+    said = "the run's max_cost_usd was reached before it was sent" if why == "budget" else f"the run was stopped: {why}"
+    return TraceScored(
+        run_id=pair.run_id,
+        project_id=pair.project_id,
+        target=pair.target,
+        trace_id=pair.trace_id,
+        metric=pair.metric,
+        value=None,
+        reason=said,
+        metadata={"not_sent": why},
+    )
 
 
 class _Pace:

@@ -41,7 +41,7 @@ def resolver(settings: Settings, cluster: Cluster, database: Database) -> Servic
         return wrote
 
     @service.loop(every=1.0, bell=room)
-    async def release_jobs(publish: Publish[TraceJob]) -> bool:
+    async def release_jobs(publish: Publish[TraceJob | TraceScored]) -> bool:
         """Refills the window; rung by the aggregator, with a poll behind it."""
         return await dispatcher.turn(publish)
 

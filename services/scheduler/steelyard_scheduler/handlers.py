@@ -6,7 +6,7 @@ from prometheus_client import Gauge
 
 from steelyard.service import Service
 from steelyard.settings import Settings
-from steelyard.store import ledger, once, scores, usage
+from steelyard.store import answers, ledger, once, scores, usage
 from steelyard.store.database import Database
 
 log = logging.getLogger(__name__)
@@ -51,12 +51,14 @@ def scheduler(settings: Settings, database: Database) -> Service:
         async with database.begin() as tx:
             parked = await scores.prune_parked(tx, PARKED_HOURS, PAGE)
         async with database.begin() as tx:
-            answers = await once.forget(tx, REMEMBERED_HOURS, PAGE)
+            requests = await once.forget(tx, REMEMBERED_HOURS, PAGE)
             await usage.forget(tx)
-        if pairs or parked or answers:
-            said = "pruned %d pairs of old runs, %d scores whose trace never came, %d answers to old requests"
-            log.info(said, pairs, parked, answers)
-        return PAGE in (pairs, parked, answers)
+        async with database.begin() as tx:
+            replies = await answers.forget(tx, settings.ledger_days, PAGE)
+        if pairs or parked or requests or replies:
+            said = "pruned %d pairs of old runs, %d scores whose trace never came, %d answers to old requests, %d judges' replies"
+            log.info(said, pairs, parked, requests, replies)
+        return PAGE in (pairs, parked, requests, replies)
 
     @service.loop(every=SWEEP_EVERY)
     async def sweep() -> bool:

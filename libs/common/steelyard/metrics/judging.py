@@ -4,11 +4,13 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from dataclasses import field as made
 from functools import cached_property
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
+from steelyard.metrics.plain import harmless
 from steelyard.metrics.rendering import BUDGET_TOKENS, Rendering, render
+from steelyard.metrics.tools import Call, Tool, calls, offered
 from steelyard.traces import Trace
 
 LEVELS = (0.0, 0.25, 0.5, 0.75, 1.0)
@@ -41,32 +43,59 @@ class Reply(BaseModel):
     nonce: str
 
 
-R = TypeVar("R", bound=Reply)
+class Grade(BaseModel):
+    """A level, why, and the spans that it rests on."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    score: Level
+    reason: str = Field(min_length=1, description="why this level, in one or two sentences, with span numbers")
+    evidence: list[int] = Field(default=[], description="numbers of the spans that decide it")
+
+
+@dataclass(frozen=True)
+class Earlier:
+    """What an earlier trace of the same session answered; `index` is its place there, from 0, by `started_at`."""
+
+    index: int
+    output: Any
 
 
 @dataclass(frozen=True)
 class Case:
-    """One trace before the judges, with the boundary that its text is fenced by and cannot guess."""
+    """One trace before the judges, with the boundary that its text is fenced by and cannot guess. `earlier`, oldest
+    first, is known where the trace is judged as a part of its session."""
 
     trace: Trace
     boundary: str = "record"
     nonce: str = "0000"
     tokens: int = BUDGET_TOKENS
+    earlier: tuple[Earlier, ...] = ()
 
     @cached_property
     def rendering(self) -> Rendering:
         return render(self.trace, self.boundary, self.tokens)
 
+    @cached_property
+    def calls(self) -> tuple[Call, ...]:
+        return calls(self.trace)
+
+    @cached_property
+    def offers(self) -> tuple[Tool, ...]:
+        return offered(self.trace)
+
 
 @dataclass(frozen=True)
 class Question:
-    """One call of a model: instructions only in `system`, the hostile text only in `prompt`."""
+    """One call of a model: instructions only in `system`, the hostile text only in `prompt`. What is `shared` is asked
+    by several metrics alike, and one answer does for all of them."""
 
     stage: str
     system: str
     prompt: str
     reply: type[Reply]
     case: Case
+    shared: bool = False
 
 
 @dataclass(frozen=True)
@@ -116,11 +145,31 @@ were cut, the recorder cut them: that is not the agent's fault.
 Answer with one JSON object and nothing else. Its field "nonce" must be exactly "{nonce}"."""
 
 
-def question(case: Case, stage: str, task: str, reply: type[Reply], *more: str) -> Question:
+GRADE = '"score": 0 | 0.25 | 0.5 | 0.75 | 1, "reason": "…", "evidence": [span numbers]'
+ASK = f'Grade. JSON: {{"nonce": "…", {GRADE}}}'
+
+
+def question(case: Case, stage: str, task: str, reply: type[Reply], *more: str, shared: bool = False) -> Question:
     """System, then the trace, then the rubric: prompts of one trace begin alike, so a provider's cache can hit."""
     system = SYSTEM.format(boundary=case.boundary, nonce=case.nonce, task=task)
-    fenced = f"<<<{case.boundary}\n{case.rendering.text}\n{case.boundary}>>>"
-    return Question(stage, system, "\n\n".join([fenced, *more]), reply, case)
+    return Question(stage, system, "\n\n".join([fenced(case, case.rendering.text), *more]), reply, case, shared)
+
+
+def fenced(case: Case, text: str) -> str:
+    return f"<<<{case.boundary}\n{text}\n{case.boundary}>>>"
+
+
+def one_line(text: str, case: Case, most: int = 2000) -> str:
+    """What was extracted may repeat the record's own words, and stands outside its fence: one harmless line."""
+    line = " ".join(harmless(text, case.boundary).split())
+    return line if len(line) <= most else f"{line[: most - 30]} …{len(line) - most + 30} characters cut…"
+
+
+def graded(case: Case, grade: Grade, told: Mapping[str, Any] | None = None) -> Score | NotScored:
+    """A judge that names spans which do not exist has not read the record."""
+    if invented := [n for n in grade.evidence if not 0 <= n <= case.rendering.spans]:
+        return NotScored(f"the judge named spans that do not exist: {invented[:5]}", told or {})
+    return Score(grade.score, grade.reason, told or {})
 
 
 def metadata_of(metric: "Metric", answer: Score | NotScored) -> dict[str, Any]:

@@ -3,17 +3,29 @@
 import re
 import unicodedata
 from collections.abc import Iterator
+from functools import lru_cache
 from typing import Any
 
 import orjson
 
-# Chat templates' own marks: a judge's server may take them for the end of the judged text.
+# Chat templates' own marks, of ChatML, Llama, Mistral, Gemma, DeepSeek, GLM, Qwen and their kin: a judge's server may
+# take them for the end of the judged text. Searched in folded text.
 _TEMPLATE = re.compile(
-    r"<\|[^|<>\n]{1,40}\|>|\[/?INST\]|<</?SYS>>|</?s>|<(?:start|end)_of_turn>|\x1b\[[0-9;]*[A-Za-z]", re.IGNORECASE
+    r"<\|[^|<>\n]{1,60}\|>|<\|\w{1,40}>|<\w{1,40}\|>|<\|(?=\w)|(?<=\w)\|>"
+    r"|\[/?(?:INST|SYSTEM_PROMPT|AVAILABLE_TOOLS|TOOL_CALLS|TOOL_RESULTS|TOOL_CONTENT|THINK|gMASK)\]|<</?SYS>>"
+    r"|</?(?:s|bos|eos|pad|unk|sop|eop|eoh|eoa|start_of_turn|end_of_turn|think|tool_call|tool_response)>"
+    r"|<(?:reserved_\d{1,4}|unused\d{1,4}|seed:[a-z:_]{1,30})>|\][~!]{1,2}b[\[\]]|\[e~\[",
+    re.IGNORECASE,
 )
+_FENCE = re.compile(r"(?:<[ \t]?){2,}<|(?:>[ \t]?){2,}>|[⋘⋙]")
 # Invisible, though Unicode files them under marks and letters: variation selectors, joiners, fillers.
-_INVISIBLE = re.compile("[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u3164\ufe00-\ufe0f\uffa0\U000e0100-\U000e01ef]")
+_INVISIBLE = re.compile(
+    "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\ufe00-\ufe0f\uffa0\U000e0100-\U000e01ef]"
+)
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
+# What a terminal would obey. Only the orders go: the words between them were shown.
+_ANSI = re.compile(r"(?:\x1b\[|\x9b)[0-9;:?<=>]{0,40}[ -/]{0,4}[@-~]|\x1b\][0-9;]{0,20}|\x1b[PX^_@-Z\\]")
+REMOVED = "⟨mark removed⟩"
 _BASE64 = re.compile(r"(?:data:[\w/+.-]+;base64,)?[A-Za-z0-9+/]{400,}={0,2}")
 _CONTENT = (
     "content",
@@ -42,15 +54,58 @@ def plain_text(value: Any, last: bool = False) -> str:
 
 def harmless(text: str, boundary: str = "") -> str:
     """Without what is invisible, what turns text around, what ends a chat turn, and what looks like our fence."""
+    text = _ANSI.sub("", text)
     if text.isascii():  # a hundred times faster, and nearly all that agents write
-        text = _CONTROL.sub("", text)
+        text = folded = _CONTROL.sub("", text)
     else:
         text = _INVISIBLE.sub("", text)
         text = "".join(c for c in text if c in "\n\t" or unicodedata.category(c) not in ("Cf", "Cc", "Co", "Cs", "Cn"))
-    text = _TEMPLATE.sub("⟨mark removed⟩", text)
-    if boundary:
-        text = re.sub(re.escape(boundary), "⟨mark removed⟩", text, flags=re.IGNORECASE)
-    return re.sub(r"<{3,}|>{3,}", "⟨mark removed⟩", text)
+        folded = text.translate(_ALIKE)
+    for mark in (_TEMPLATE, *_boundaries(boundary), _FENCE):
+        text, folded = _without(mark, text, folded)
+    return text
+
+
+def _without(mark: re.Pattern[str], text: str, folded: str) -> tuple[str, str]:
+    """Found in the folded text, taken out of both: they are equally long, character for character."""
+    if text is folded:
+        text = folded = mark.sub(REMOVED, text)
+        return text, folded
+    kept, kept_folded, end = list[str](), list[str](), 0
+    for found in mark.finditer(folded):
+        kept += [text[end : found.start()], REMOVED]
+        kept_folded += [folded[end : found.start()], REMOVED]
+        end = found.end()
+    return "".join([*kept, text[end:]]), "".join([*kept_folded, folded[end:]])
+
+
+@lru_cache(maxsize=64)
+def _boundaries(boundary: str) -> tuple[re.Pattern[str], ...]:
+    """Itself however it is spelled, with anything but letters between its letters, and whatever is shaped like it."""
+    if not boundary:
+        return ()
+    itself = r"[\W_]{0,3}".join(re.escape(c) for c in boundary.translate(_ALIKE) if c.isalnum())
+    shaped = r"|\brecord[\W_]{0,3}[0-9a-f]{12,}"
+    return (re.compile(itself + shaped, re.IGNORECASE),)
+
+
+def _alike() -> dict[int, str]:
+    """One character for one: what looks like an ASCII character, to a reader or to a tokenizer that normalises."""
+    wide = (*range(0x2100, 0x2150), *range(0x2460, 0x2500), *range(0xFE50, 0xFF60), *range(0x1D400, 0x1D800))
+    forms = {n: unicodedata.normalize("NFKC", chr(n)) for n in (*wide, 0x2024, *range(0x2070, 0x20A0))}
+    table = {n: form for n, form in forms.items() if len(form) == 1 and form.isascii()}
+    for ascii_one, others in _LOOKS_LIKE.items():
+        table |= dict.fromkeys(map(ord, others), ascii_one)
+    return table
+
+
+_LOOKS_LIKE = {
+    "<": "‹«≪《〈❮❰⟪˂ᐸ≺⪡🞀", ">": "›»≫》〉❯❱⟫˃ᐳ≻⪢🞂", "|": "｜│┃∣❘ǀ⎮ￜ‖", "_": "▁＿‗", "/": "⁄∕╱", "[": "【〔［⟦", "]": "】〕］⟧",
+    "-": "‐‑‒–—―−﹣－⁃", "a": "аαɑ", "b": "Ьᖯ", "c": "сϲⅽ", "d": "ԁⅾ", "e": "еєҽ", "f": "ƒϝ", "i": "іιı", "m": "ⅿ", "n": "ոп",
+    "o": "оοօ", "r": "гᴦ", "s": "ѕ", "t": "тτ", "u": "υս", "0": "ОΟ", "1": "Іӏ", "A": "АΑ", "B": "ВΒ", "C": "СϹ", "D": "Ꭰ",
+    "E": "ЕΕ", "I": "Ι", "N": "Ν", "R": "Ꭱ", "S": "Ѕ", "T": "ТΤ", "Y": "ΥҮ",
+}  # fmt: skip
+_ALIKE = _alike()
 
 
 def without_blobs(text: str) -> str:

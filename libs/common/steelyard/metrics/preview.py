@@ -6,15 +6,35 @@ from uuid import UUID
 
 from steelyard.metrics.judging import Case, Embed, Embedded, Metric, Question
 from steelyard.metrics.rules import rule
-from steelyard.traces import Trace
+from steelyard.traces import Span, SpanKind, Trace
 
+_WHEN = datetime(2026, 1, 1, tzinfo=UTC)
+# With a tool and a plan: without them, some metrics would have nothing to ask.
 _SAMPLE = Trace(
     trace_id=UUID(int=0),
     project_id=UUID(int=0),
     name="your trace",
     input="what the user asked",
     output="what the agent answered",
-    started_at=datetime(2026, 1, 1, tzinfo=UTC),
+    started_at=_WHEN,
+    spans=(
+        Span(
+            span_id=UUID(int=1),
+            name="a model",
+            kind=SpanKind.LLM,
+            input={"tools": [{"name": "a tool", "description": "what it does"}]},
+            output="Plan:\n1. what the agent does first\n2. what it does then",
+            started_at=_WHEN,
+        ),
+        Span(
+            span_id=UUID(int=2),
+            name="a tool",
+            kind=SpanKind.TOOL,
+            input={"an": "argument"},
+            output="its result",
+            started_at=_WHEN,
+        ),
+    ),
 )
 
 

@@ -1,40 +1,35 @@
 """heuristic/rules-v1: answers the judges' questions without a model. Good at proving failure, weak at proving success."""
 
 import re
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import groupby, pairwise
-from operator import itemgetter
 from typing import Any
 
+from steelyard.metrics.argument_correctness import Arguments, arguments_of, distinct
 from steelyard.metrics.confidence import Confidence
 from steelyard.metrics.extraction import TaskOutcome, wordless
+from steelyard.metrics.facts import Facts, repeated, wasted
 from steelyard.metrics.judging import Case, Reply
-from steelyard.metrics.plain import dumped, plain_text, tool_calls
+from steelyard.metrics.loop_detection import words_of
+from steelyard.metrics.plain import dumped, plain_text
+from steelyard.metrics.plan_adherence import Adherence
+from steelyard.metrics.plan_quality import PlanQuality
+from steelyard.metrics.schemas import misfit
+from steelyard.metrics.step_efficiency import Efficiency
 from steelyard.metrics.task_completion import Completion
-from steelyard.traces import Span, SpanKind, SpanStatus, TraceStatus
+from steelyard.metrics.tool_correctness import ToolChoice
+from steelyard.metrics.tools import Call, Tool
+from steelyard.metrics.written_plan import is_planning, written_plan
+from steelyard.traces import SpanKind, TraceStatus
 
 JUDGE = {"kind": "heuristic", "version": "rules-v1"}
-# Rules cannot see whether an answer is right: they never give more than this for completion.
-MOST_FOR_COMPLETION = 0.75
-
-_REFUSAL = re.compile(
-    r"\b(?:i(?:'m| am) (?:unable|not able) to|(?:i )?(?:can(?:no|')t|cannot|won't|will not|am not allowed to) "
-    r"(?:help|assist|do|answer|provide|process|complete|comply|fulfil|share|access|discuss|support)"
-    r"|not (?:able|allowed|permitted) to (?:help|assist|do|answer|provide|process|complete)"
-    r"|(?:beyond|outside) (?:my|the) (?:capabilities|scope)|against (?:my|our) (?:policy|policies|guidelines))",
-    re.IGNORECASE,
-)
-_UNDONE = re.compile(
-    r"\b(?:(?:could|was|were|did)(?:n't| not) (?:\w+ )?(?:able|find|complete|reach|finish|retrieve|get|resolve|succeed|load)"
-    r"|unable to|failed to|no (?:results?|answer|data) (?:was|were|found)|gave up|giving up|try again later"
-    r"|something went wrong|an error (?:occurred|happened))",
-    re.IGNORECASE,
-)
-_HEDGE = re.compile(
-    r"\b(?:maybe|perhaps|possibly|might be|may be|could be|i (?:think|guess|believe|suppose|assume)|probably|not (?:entirely |"
-    r"completely |quite |really )?(?:sure|certain)|hard to say|it depends|presumably|i don't (?:really )?know|no idea)\b",
+# Rules cannot see whether an answer is right, or a plan good: they never give more than this for either.
+MOST_FOR_COMPLETION = MOST_FOR_A_PLAN = 0.75
+LONGEST_PLAN = 15
+# An error that complains about what the tool was given, and not about the weather between it and its server.
+_COMPLAINT = re.compile(
+    r"invalid|missing|required|unexpected|validation|must be|malformed|not a valid|does ?n[o']t exist|no such"
+    r"|unknown (?:column|table|field|argument|parameter)|undefined|unrecognized|bad request|syntax|TypeError|ValueError",
     re.IGNORECASE,
 )
 
@@ -49,14 +44,15 @@ class Ruling:
 
 def rule(case: Case, reply: type[Reply]) -> Ruling | None:
     """None where there are no rules for this kind of question."""
-    found = RULES.get(reply)
+    found = next((RULES[kind] for kind in reply.__mro__ if kind in RULES), None)
     return found(case) if found else None
 
 
 def _extract(case: Case) -> Ruling:
     task = plain_text(case.trace.input, last=True).strip() or case.trace.name
     outcome = plain_text(case.trace.output, last=True).strip() or "no answer"
-    return Ruling(TaskOutcome(nonce=case.nonce, task=task[:1000], outcome=outcome[:1000]), ())
+    plan = written_plan(case.trace, case.calls)
+    return Ruling(TaskOutcome(nonce=case.nonce, task=task[:1000], outcome=outcome[:1000], plan=plan), ())
 
 
 def _complete(case: Case) -> Ruling:
@@ -99,90 +95,136 @@ def _trust(case: Case) -> Ruling:
     return Ruling(_verdict(Confidence, case, level, _told(fired, facts) or _NO_DOUBTS), tuple(fired))
 
 
+def _choose(case: Case) -> Ruling:
+    """What failed or was repeated was no good choice."""
+    made, names = case.calls, {t.name for t in case.offers}
+    if not made:
+        return _chose_none(case)
+    comparable = any(c.name in names for c in made)  # else the spans have other names than the declarations
+    faults = {
+        "call_failed": [c for c in made if c.failed],
+        "call_repeated": [c for c, again in zip(made, repeated(made), strict=True) if again],
+        "undeclared_tool": [c for c in made if comparable and c.name not in names],
+    }
+    fired = tuple(name for name, found in faults.items() if found)
+    bad = {id(c) for found in faults.values() for c in found}
+    told = "; ".join(f"{len(faults[name])} of {len(made)} calls {_ABOUT_CALLS[name]}" for name in fired)
+    reason = f"{told}." if told else f"No call failed or was repeated. {_NO_BETTER_TOOL}"
+    return Ruling(_verdict(ToolChoice, case, _level(1 - len(bad) / len(made)), reason), fired)
+
+
+def _chose_none(case: Case) -> Ruling:
+    """Tools were at hand: the answer itself may say what came of doing without."""
+    facts = Facts.of(case)
+    for rule_name, applies, level, why in (
+        ("tools_unused", facts.refuses or facts.says_undone, 0.25, "left something undone"),
+        ("guessed_beside_tools", facts.hedges > 0, 0.5, "guesses"),
+    ):
+        if applies:
+            reason = f"No tool was called though {len(case.offers)} were at hand, and the answer {why}."
+            return Ruling(_verdict(ToolChoice, case, level, reason), (rule_name,))
+    return Ruling(_verdict(ToolChoice, case, 1.0, f"No tool was called. {_NO_BETTER_TOOL}"), ())
+
+
+def _check(case: Case) -> Ruling:
+    """By the schema where the trace has it, else by what the tool itself complained about."""
+    declared, fired = {t.name: t for t in case.offers}, list[str]()
+    verdicts = [_checked(call, declared.get(call.name), fired) for call in distinct(case.calls)]
+    reply = arguments_of(len(verdicts)).model_validate({"nonce": case.nonce, "verdicts": verdicts})
+    return Ruling(reply, tuple(dict.fromkeys(fired)))
+
+
+def _checked(call: Call, tool: Tool | None, fired: list[str]) -> dict[str, str]:
+    schema = tool.schema if tool else None
+    if schema is not None and (wrong := misfit(schema, {} if call.parameters is None else call.parameters)):
+        fired.append("schema_broken")
+        return {"verdict": "no", "reason": f"By the tool's schema, {wrong}."}
+    if call.failed and (complaint := _COMPLAINT.search(call.error[:500])):
+        fired.append("tool_complained")
+        return {"verdict": "no", "reason": f"The tool complained: …{call.error[complaint.start() :][:150]}"}
+    fits = "They fit the tool's schema" if schema is not None else "The trace has no schema to check them by"
+    return {"verdict": "yes", "reason": f"{fits}; rules cannot see whether the values are right."}
+
+
+def _spare(case: Case) -> Ruling:
+    lost, steps = wasted(case.trace.spans)
+    if not lost:
+        return Ruling(_verdict(Efficiency, case, 1.0, f"None of {steps} steps was repeated."), ())
+    reason = f"{lost} of {steps} steps were repeated, or failed and were then repeated."
+    return Ruling(_verdict(Efficiency, case, _level(1 - lost / steps), reason), ("steps_repeated",))
+
+
+def _adhere(case: Case) -> Ruling:
+    """A step counts as carried out when a later call shares a word with it: enough to see what was dropped. The last
+    one may be the answer itself."""
+    plan = written_plan(case.trace, case.calls)
+    done = _stems("\n".join(_done_since(case, plan[0].span))) if plan else set()
+    answered = [len(plan)] if wordless(plain_text(case.trace.output, last=True)) is None else []
+    dropped = [n for n, step in enumerate(plan, 1) if n not in answered and not _stems(step.step) & done]
+    if not dropped:
+        return Ruling(_verdict(Adherence, case, 1.0, f"Each of {len(plan)} planned steps has a later span."), ())
+    reason = f"{len(dropped)} of {len(plan)} planned steps have no later span about them: steps {dropped[:10]}."
+    return Ruling(_verdict(Adherence, case, _level(1 - len(dropped) / len(plan)), reason), ("planned_step_missing",))
+
+
+def _done_since(case: Case, span: int) -> list[str]:
+    """Calls and searches; a model's messages repeat the plan itself."""
+    called = [c.called()[:400] for c in case.calls if c.span >= span and not is_planning(c.name)]
+    searched = [s for s in case.trace.spans[span:] if s.kind == SpanKind.RETRIEVER]
+    return called + [f"{s.name} {dumped(s.input)[:400]}" for s in searched]
+
+
+def _weigh(case: Case) -> Ruling:
+    plan = [step.step for step in written_plan(case.trace, case.calls)]
+    aims, said = _stems(plain_text(case.trace.input, last=True)[:5000]), [_stems(step) for step in plan]
+    level, fired = MOST_FOR_A_PLAN, list[str]()
+    for rule_name, applies, most in (
+        ("plan_off_task", bool(aims) and not any(aims & s for s in said), 0.25),
+        ("plan_repeats_itself", len({step.casefold() for step in plan}) < len(plan), 0.5),
+        ("plan_steps_vague", sum(len(step.split()) < 2 for step in plan) * 2 > len(plan), 0.5),
+        ("plan_too_long", len(plan) > LONGEST_PLAN, 0.5),
+    ):
+        if applies:
+            level, fired = min(level, most), [*fired, rule_name]
+    told = "; ".join(_ABOUT_PLANS[name] for name in fired) or "nothing in the plan speaks against it"
+    reason = f"{told[:1].upper()}{told[1:]}; rules cannot see whether it would do the task."
+    return Ruling(_verdict(PlanQuality, case, level, reason), tuple(fired))
+
+
+def _level(share: float) -> float:
+    """Down to the next level: a fault always costs one."""
+    return int(share * 4) / 4
+
+
+def _stems(text: str) -> set[str]:
+    """Enough of a word to find it in another form: search, searched, searching."""
+    return {w[:5] for w in words_of(text.replace("_", " ")) if len(w) > 2}
+
+
+_ABOUT_CALLS = {
+    "call_failed": "failed",
+    "call_repeated": "repeated an earlier one",
+    "undeclared_tool": "named a tool that is not declared",
+}
+_ABOUT_PLANS = {
+    "plan_off_task": "no step of the plan shares a word with the task",
+    "plan_repeats_itself": "the plan names a step twice",
+    "plan_steps_vague": "most steps of the plan are a single word",
+    "plan_too_long": f"the plan has more than {LONGEST_PLAN} steps",
+}
+_NO_BETTER_TOOL = "Rules cannot see whether another tool would have been better."
 _NOTHING_AGAINST = "Nothing in the trace speaks against completion; rules cannot see whether the answer is right."
 _NO_DOUBTS = "No hedging, no repeated calls, no errors left behind."
-RULES: dict[type[Reply], Callable[[Case], Ruling]] = {TaskOutcome: _extract, Completion: _complete, Confidence: _trust}
-
-
-@dataclass(frozen=True)
-class Facts:
-    """What can be counted in a trace without understanding it."""
-
-    status: TraceStatus
-    output: str
-    spans: int
-    errors: int
-    recovered: bool
-    tools: int
-    tool_errors: int
-    last_tool_failed: bool
-    most_repeats: int
-    repeated_tool: str
-    failed_then_repeated: bool
-    unanswered: int
-    hedges: int
-    refuses: bool
-    says_undone: bool
-
-    @classmethod
-    def of(cls, case: Case) -> "Facts":
-        spans = case.trace.spans
-        output = plain_text(case.trace.output, last=True).strip().replace("\u2019", "'")  # models write both
-        tools = [s for s in spans if s.kind == SpanKind.TOOL]
-        failed = [s for s in spans if _failed(s)]
-        tool, repeats = _most_repeated(tools)
-        return cls(
-            status=case.trace.status,
-            output=output,
-            spans=len(spans),
-            errors=len(failed),
-            recovered=bool(failed) and _recovered(spans, failed[-1]),
-            tools=len(tools),
-            tool_errors=sum(map(_failed, tools)),
-            last_tool_failed=bool(tools) and _failed(tools[-1]),
-            most_repeats=repeats,
-            repeated_tool=tool,
-            failed_then_repeated=any(_failed(a) and _call(a) == _call(b) for a, b in pairwise(tools)),
-            unanswered=_unanswered(spans, tools),
-            hedges=len(_HEDGE.findall(output)),
-            refuses=bool(_REFUSAL.search(output[:400])),
-            says_undone=bool(_UNDONE.search(output)),
-        )
-
-
-def _failed(span: Span) -> bool:
-    return span.status == SpanStatus.ERROR or bool(span.error)
-
-
-def _call(span: Span) -> tuple[str, str]:
-    return span.name, dumped(span.input)
-
-
-def _most_repeated(tools: list[Span]) -> tuple[str, int]:
-    """The same call with the same result, or several times on end. Tests that run again after each edit are neither."""
-    alike = Counter((*_call(s), dumped(s.output), s.error) for s in tools)
-    on_end = [(name, len(list(run))) for (name, _), run in groupby(map(_call, tools))]
-    counted = [(key[0], n) for key, n in alike.items()] + on_end
-    return max(counted, key=itemgetter(1), default=("", 0))
-
-
-def _recovered(spans: tuple[Span, ...], last_failed: Span) -> bool:
-    """The same kind of step under the same name worked later."""
-    later = spans[spans.index(last_failed) + 1 :]
-    return any(s.kind == last_failed.kind and s.name == last_failed.name and not _failed(s) for s in later)
-
-
-def _unanswered(spans: tuple[Span, ...], tools: list[Span]) -> int:
-    """Tools that the last model reply asks for and that never ran: the run stopped in the middle. Only where the
-    trace records tool runs at all; many record the model's calls alone."""
-    if not tools:
-        return 0
-    models = [i for i, s in enumerate(spans) if s.kind == SpanKind.LLM]
-    if not models:
-        return 0
-    asked = Counter(name for name, _ in tool_calls(spans[models[-1]].output))
-    ran = Counter(s.name for s in spans[models[-1] + 1 :] if s.kind == SpanKind.TOOL)
-    return sum((asked - ran).values())
+RULES: dict[type[Any], Callable[[Case], Ruling]] = {
+    TaskOutcome: _extract,
+    Completion: _complete,
+    ToolChoice: _choose,
+    Arguments: _check,
+    Efficiency: _spare,
+    Confidence: _trust,
+    Adherence: _adhere,
+    PlanQuality: _weigh,
+}
 
 
 def _told(fired: list[str], facts: Facts) -> str:
@@ -205,5 +247,5 @@ def _told(fired: list[str], facts: Facts) -> str:
     return f"{said[:1].upper()}{said[1:]}." if said else ""
 
 
-def _verdict(kind: type[Completion] | type[Confidence], case: Case, level: float, reason: str) -> Any:
+def _verdict(kind: type[Any], case: Case, level: float, reason: str) -> Any:
     return kind.model_validate({"nonce": case.nonce, "score": level, "reason": reason, "evidence": []})

@@ -4,6 +4,7 @@ One order of locks in every transaction: runs (shared), pairs, traces, targets, 
 waits for nobody's lock.
 """
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -148,6 +149,24 @@ class Demand:
     in_flight: int
     ready: int
     settled: int
+    root_run_id: UUID
+    reuse: bool
+    grouped: bool | None
+    owed: int
+    spent: float
+    max_cost_usd: float | None
+    pair_cost_usd: float | None
+    stopping: str | None
+
+    def affordable(self) -> int:
+        """How many pairs may be under way at once: each could cost as much as it ever can, and what is spent is spent."""
+        if self.max_cost_usd is None or not self.pair_cost_usd:
+            return self.in_flight + self.ready
+        return max(0, math.floor((self.max_cost_usd - self.spent) / self.pair_cost_usd + 1e-9))
+
+    def broke(self) -> bool:
+        """Not one more pair can be paid for, and none under way can leave something over."""
+        return self.owed > 0 and self.in_flight == 0 and self.affordable() == 0
 
 
 @dataclass(frozen=True)
@@ -162,6 +181,16 @@ class Taken:
 async def demands(tx: Tx, most: int) -> list[Demand]:
     """What each unfinished run has under way and could have, the latter counted no further than anyone could use."""
     return [Demand(*r) for r in await tx.execute(_DEMANDS, {"most": most, "often": MOST_REDISPATCHES})]
+
+
+async def stop(tx: Tx, run_id: UUID, why: str, said: str) -> bool:
+    """Nothing more is sent: what is owed will be settled as not scored. False when somebody else stopped it."""
+    return bool((await tx.execute(_STOP, {"run": run_id, "why": why, "said": said})).rowcount)
+
+
+async def unsent(tx: Tx, run_id: UUID, page: int) -> list[PairState]:
+    """Pairs of a stopped run that will never be sent, those that wait for a later time too."""
+    return [_state(r) for r in await tx.execute(_UNSENT, {"run": run_id, "page": page})]
 
 
 async def in_flight(tx: Tx, run_id: UUID) -> int:
@@ -320,6 +349,7 @@ async def sweep(tx: Tx, page: int = 5000) -> int:
     if gone < page:
         gone += (await tx.execute(_SWEEP_SCORES, {"page": page})).rowcount
     if not gone:
+        await tx.execute(_SWEEP_SPENDING)
         await tx.execute(_SWEEP_RUNS)
     return gone
 
@@ -439,17 +469,38 @@ _FAIL_RUN = text(
 )
 _DEMANDS = text(
     """
-    SELECT r.id, r.project_id, r.judge_model, coalesce(f.n, 0), w.n, r.settled_count
+    SELECT r.id, r.project_id, r.judge_model, coalesce(f.n, 0), w.n, r.settled_count, coalesce(r.root_run_id, r.id), r.reuse,
+        r.grouped, o.n, coalesce(s.cost, 0), r.max_cost_usd, r.pair_cost_usd, r.stopping
     FROM runs r
     LEFT JOIN (SELECT run_id, count(*) AS n FROM pairs WHERE status = 'dispatched' GROUP BY run_id) f ON f.run_id = r.id
+    LEFT JOIN run_spending s ON s.run_id = r.id AND r.max_cost_usd IS NOT NULL
     CROSS JOIN LATERAL (
         SELECT count(*) AS n FROM (
             SELECT 1 FROM pairs p WHERE p.run_id = r.id AND p.status = 'owed' AND p.available_at <= now()
-                AND p.redispatches <= :often LIMIT :most
+                AND p.redispatches <= :often AND r.stopping IS NULL LIMIT :most
         ) capped
     ) w
+    CROSS JOIN LATERAL (
+        SELECT count(*) AS n FROM (
+            SELECT 1 FROM pairs p WHERE p.run_id = r.id AND p.status = 'owed'
+                AND (r.max_cost_usd IS NOT NULL OR r.stopping IS NOT NULL) LIMIT 1
+        ) any_owed
+    ) o
     WHERE r.status IN ('PENDING', 'RUNNING') AND r.targets_written AND r.deleted_at IS NULL
     ORDER BY r.created_at, r.id
+    """
+)
+_STOP = text(
+    """
+    UPDATE runs SET stopping = :why, error_message = :said
+    WHERE id = :run AND stopping IS NULL AND status IN ('PENDING', 'RUNNING')
+    """
+)
+_UNSENT = text(
+    """
+    SELECT p.run_id, trace_id, metric, p.project_id, target, p.status, dispatch_no, attempts
+    FROM pairs p JOIN runs r ON r.id = p.run_id AND r.stopping IS NOT NULL AND r.expanded
+    WHERE p.run_id = :run AND p.status = 'owed' ORDER BY trace_id, metric LIMIT :page
     """
 )
 _IN_FLIGHT = text("SELECT count(*) FROM pairs WHERE run_id = :run AND status = 'dispatched'")
@@ -645,6 +696,7 @@ _SWEEP_TARGETS = text(
     ) old WHERE t.run_id = old.run_id AND t.target = old.target
     """
 )
+_SWEEP_SPENDING = text(f"DELETE FROM run_spending WHERE run_id IN ({_SWEPT})")
 # Left where the deletion died between hiding the run and treating its scores.
 _SWEEP_SCORES = text(
     f"""

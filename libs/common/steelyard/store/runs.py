@@ -13,7 +13,7 @@ _R = Run.__table__.c  # type: ignore[attr-defined]
 _SHOWN = (
     _R.id, _R.project_id, _R.name, _R.target_type, _R.status, _R.metric_names, _R.filters, _R.sampling_rate, _R.model,
     _R.judge_model, _R.monitor_id, _R.parent_run_id, _R.error_message, _R.total_targets, _R.evaluated_count,
-    _R.failed_count, _R.created_at, _R.completed_at,
+    _R.failed_count, _R.created_at, _R.completed_at, _R.max_cost_usd, _R.pair_cost_usd, _R.reuse, _R.grouped, _R.root_run_id,
 )  # fmt: skip
 
 
@@ -27,6 +27,7 @@ async def put(tx: Tx, run: Mapping[str, Any]) -> dict[str, Any]:
         "parent_run_id": None,
         "snapshot": None,
     }
+    given |= {"root_run_id": None, "max_cost_usd": None, "pair_cost_usd": None, "reuse": False, "grouped": None}
     given |= run
     await tx.execute(_PUT, {**given, "filters": dumps(given["filters"])})
     found = await get(tx, run["project_id"], run["id"])
@@ -75,10 +76,11 @@ _PUT = text(
     """
     INSERT INTO runs (
         id, project_id, name, target_type, metric_names, filters, sampling_rate, model, judge_model,
-        total_targets, snapshot, parent_run_id
+        total_targets, snapshot, parent_run_id, root_run_id, max_cost_usd, pair_cost_usd, reuse, grouped
     ) VALUES (
         :id, :project_id, :name, 'TRACE', :metric_names, CAST(:filters AS jsonb), :sampling_rate, :model,
-        :judge_model, :total_targets, coalesce(CAST(:snapshot AS text), pg_current_snapshot()::text), :parent_run_id
+        :judge_model, :total_targets, coalesce(CAST(:snapshot AS text), pg_current_snapshot()::text), :parent_run_id,
+        :root_run_id, :max_cost_usd, :pair_cost_usd, :reuse, :grouped
     )
     """
 )

@@ -286,6 +286,11 @@ class Run(SQLModel, table=True):
     judge_model: str = _text()
     monitor_id: UUID | None = None
     parent_run_id: UUID | None = None
+    root_run_id: UUID | None = None
+    max_cost_usd: float | None = None
+    pair_cost_usd: float | None = None
+    reuse: bool = Field(default=False, sa_column_kwargs={"server_default": text("false")})
+    grouped: bool | None = None
     error_message: str | None = _text(nullable=True)
     stopping: str | None = _text(nullable=True)
     total_targets: int = _count()
@@ -406,6 +411,59 @@ class ScoreHistory(SQLModel, table=True):
     replaced_at: datetime = _when(now=True)
 
 
+class Answer(SQLModel, table=True):
+    """A reply that was paid for and understood, by what was asked: asked again, it is found and not bought again."""
+
+    __tablename__ = "answers"
+    __table_args__ = (Index("answers_key", "project_id", "key"), Index("answers_old", "created_at"))
+
+    project_id: UUID = Field(primary_key=True, foreign_key="projects.id", ondelete="CASCADE")
+    root_run_id: UUID = Field(primary_key=True)
+    key: bytes = Field(sa_column=Column(LargeBinary, primary_key=True))
+    model: str = _text()
+    reply: Any = Field(sa_column=Column(JSONB, nullable=False))
+    created_at: datetime = _when(now=True)
+
+
+class Call(SQLModel, table=True):
+    """One question to a model, failed ones too: what it cost and how it ended."""
+
+    __tablename__ = "calls"
+    __table_args__ = (
+        Index("calls_run", "run_id"),
+        Index("calls_newest", "project_id", text("created_at DESC")),
+    )
+
+    id: int | None = Field(default=None, sa_column=Column(BigInteger, Identity(always=True), primary_key=True))
+    project_id: UUID = Field(foreign_key="projects.id", ondelete="CASCADE")
+    run_id: UUID
+    trace_id: UUID
+    metric: str = _text()
+    metric_version: str = _text()
+    stage: str = _text()
+    model: str = _text()
+    attempt: int
+    outcome: str = _text()
+    input_tokens: int
+    output_tokens: int
+    cached_tokens: int
+    cost: float | None = None
+    seconds: float
+    created_at: datetime = _when(now=True)
+
+
+class RunSpending(SQLModel, table=True):
+    """The sum of a run's calls, in a row of its own: judges add to it while the aggregator counts in the run's."""
+
+    __tablename__ = "run_spending"
+
+    run_id: UUID = Field(primary_key=True)
+    project_id: UUID
+    calls: int = _count()
+    cost: float = _sum()
+    unpriced: int = _count()
+
+
 class OutboxRow(SQLModel, table=True):
     """A message that is owed to Kafka; its row is deleted in the transaction that saw it acknowledged."""
 
@@ -421,5 +479,5 @@ class OutboxRow(SQLModel, table=True):
 
 TENANT_TABLES = (
     "traces", "trace_tags", "spans", "sessions", "runs", "targets", "pairs", "trace_scores", "score_history", "rate_limits",
-    "idempotency_keys",
+    "idempotency_keys", "answers", "calls", "run_spending",
 )  # fmt: skip

@@ -212,6 +212,18 @@ async def matching(tx: Tx, project: UUID, filters: TraceFilters) -> tuple[int, s
     return int(row[0]), str(row[1])
 
 
+async def sizes(
+    tx: Tx, project: UUID, filters: TraceFilters | None, ids: Sequence[UUID], most: int
+) -> tuple[float, int | None]:
+    """Bytes of a trace with its spans, on average and at most, of the newest ones that a run would mean; None for the
+    most where not all of them were looked at."""
+    where = [_T.project_id == project, *(filters.sql() if filters else [_T.trace_id.in_(ids)])]
+    newest = select(_T.trace_id).where(*where).order_by(_T.started_at.desc()).limit(most + 1)
+    chosen = [r.trace_id for r in await tx.execute(newest)]
+    row = (await tx.execute(_SIZES, {"ids": chosen[:most]})).one()
+    return float(row.average or 0), int(row.most or 0) if len(chosen) <= most else None
+
+
 def _as_sent(arrival: Arrival) -> dict[str, Any]:
     used = [usage(s.get("token_usage"), s.get("cost")) for s in _merged(arrival.spans)]
     sums = {name: sum(getattr(u, name) or 0 for u in used) for name in SUMS}
@@ -436,6 +448,17 @@ _SPANS = text(
         s.metadata, s.started_at, s.ended_at, s.error, s.completion_start_time, s.model_parameters, s.cost
     FROM spans s JOIN traces t ON t.trace_id = s.trace_id AND t.project_id = s.project_id
     WHERE s.trace_id = ANY(:ids) ORDER BY s.trace_id, s.started_at, s.position
+    """
+)
+_SIZES = text(
+    """
+    SELECT avg(n) AS average, max(n) AS most FROM (
+        SELECT coalesce(octet_length(t.input::text), 0) + coalesce(octet_length(t.output::text), 0) + coalesce((
+            SELECT sum(octet_length(name) + coalesce(octet_length(input::text), 0) + coalesce(octet_length(output::text), 0) + 40)
+            FROM spans s WHERE s.trace_id = t.trace_id
+        ), 0) AS n
+        FROM traces t WHERE t.trace_id = ANY(CAST(:ids AS uuid[]))
+    ) sized
     """
 )
 _LISTED = text(
