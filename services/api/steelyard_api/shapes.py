@@ -473,6 +473,7 @@ Model = Annotated[
 MaxCost = Annotated[
     float | None,
     Field(
+        strict=True,
         gt=0,
         le=1_000_000,
         allow_inf_nan=False,
@@ -483,19 +484,22 @@ MaxCost = Annotated[
 UnknownPrice = Annotated[
     bool,
     Field(
-        description="start with max_cost_usd although nobody lists the model's price; what it costs then counts as nothing"
+        strict=True,
+        description="start with max_cost_usd although nobody lists the model's price; what it costs then counts as nothing",
     ),
 ]
 Reuse = Annotated[
     bool,
     Field(
-        description="take answers that other runs of the project paid for, where the same was asked of the same model"
+        strict=True,
+        description="take answers that other runs of the project paid for, where the same was asked of the same model",
     ),
 ]
 Grouped = Annotated[
     bool | None,
     Field(
-        description="ask about several metrics in one call: cheaper, and another measurement; the deployment's way when left out"
+        strict=True,
+        description="ask about several metrics in one call: cheaper, and another measurement; the deployment's way when left out",
     ),
 ]
 
@@ -506,7 +510,7 @@ class RunIn(Shape):
     name: RunName = None
     metrics: Metrics
     filters: TraceFilters = Field(TraceFilters(), description="all traces of the project when left out")
-    sampling_rate: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] = Field(
+    sampling_rate: Annotated[float, Field(strict=True, ge=0, le=1, allow_inf_nan=False)] = Field(
         1.0, description="part of the matching traces: floor(n x rate), at least one"
     )
     model: Model = None
