@@ -1,4 +1,5 @@
-"""A model on loopback that speaks OpenAI's wire, understands our questions, and misbehaves as it is told.
+"""A model on loopback that speaks OpenAI's, Anthropic's and Gemini's wire, understands our questions, and misbehaves as
+it is told.
 
 `python -m stub_model --port N [--delay S]`, or in a test: `async with stub_model() as stub: … stub.base_url`.
 `POST /control` takes a Behaviour, `GET /stats` says what was asked so far.
@@ -22,6 +23,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 LEVELS = (0.0, 0.25, 0.5, 0.75, 1.0)
 TRICKLE = "x-stub-trickle"
+WIRES = ("/chat/completions", "/embeddings", "/messages", ":generateContent")
 _NONCE = re.compile(r'"nonce" must be exactly "([^"]+)"')
 _BOUNDARY = re.compile(r"<<<(\S+)")
 _HINT = re.compile(r"JSON: (\{.*\})", re.DOTALL)
@@ -39,12 +41,14 @@ MODES: Mapping[str, Mapping[str, Any]] = {
     "hang": {"hang": True},
     "trickle": {"trickle": True},
     "refuse_schema": {"refuse": ("json_schema",)},
+    "refusal": {"refusal": "I will not grade this."},
 }
 
 
 class Behaviour(BaseModel):
     """How requests are answered: the next `times` of them, or all until told otherwise. `say` is a whole reply, in
-    which NONCE stands for the right nonce; `refuse` names the response formats that get a 400."""
+    which NONCE stands for the right nonce; `refuse` names the response formats that get a 400, and more than `at_most`
+    calls at once a 429. In `message` and `say`, HEADERS stands for the request's own: its key."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -61,6 +65,8 @@ class Behaviour(BaseModel):
     say: str | None = None
     score: float | None = None
     refuse: tuple[str, ...] = ()
+    refusal: str | None = None
+    at_most: int | None = None
     times: int | None = None
 
 
@@ -74,7 +80,9 @@ class Stub:
     in_flight: int = 0
     max_in_flight: int = 0
     by_trace: Counter[str] = field(default_factory=Counter)
+    limited: int = 0
     requests: list[dict[str, Any]] = field(default_factory=list)
+    heads: list[str] = field(default_factory=list)
     connections: set[asyncio.Task[None]] = field(default_factory=set)
 
     def tell(self, mode: str = "normal", **behaviour: Any) -> None:
@@ -99,11 +107,10 @@ class Stub:
         self.connections.add(task)
         try:
             while True:
-                head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").lower()
-                size = re.search(r"content-length: *(\d+)", head)
+                head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
+                size = re.search(r"content-length: *(\d+)", head, re.IGNORECASE)
                 body = await reader.readexactly(int(size.group(1))) if size else b""
-                verb, path, _ = head.split(" ", 2)
-                status, answer, more = await self.answered(verb, path, body)
+                status, answer, more = await self.answered(head, body)
                 await _sent(writer, _response(status, answer, more), slowly=TRICKLE in more)
         except (asyncio.IncompleteReadError, ConnectionError, asyncio.CancelledError):
             pass  # the caller left, or the stub ends
@@ -111,18 +118,20 @@ class Stub:
             self.connections.discard(task)
             writer.close()
 
-    async def answered(self, verb: str, path: str, body: bytes) -> tuple[int, Any, Mapping[str, str]]:
+    async def answered(self, head: str, body: bytes) -> tuple[int, Any, Mapping[str, str]]:
+        path = head.split(" ", 2)[1].partition("?")[0]
         if path.endswith("/stats"):
             return 200, self.stats(), {}
         if path.endswith("/control"):
             return self.controlled(body)
-        if not path.endswith(("/chat/completions", "/embeddings")):
+        if not path.endswith(WIRES):
             return 404, _error(f"there is no {path} here"), {}
         self.calls += 1
         self.in_flight += 1
         self.max_in_flight = max(self.max_in_flight, self.in_flight)
         try:
-            return await self.asked(path, orjson.loads(body))
+            self.heads = [*self.heads[-99:], head]
+            return await self.asked(path, head, orjson.loads(body))
         finally:
             self.in_flight -= 1
 
@@ -133,11 +142,17 @@ class Stub:
             return 422, _error(str(e)), {}
         return 200, self.stats(), {}
 
-    async def asked(self, path: str, request: dict[str, Any]) -> tuple[int, Any, Mapping[str, str]]:
+    async def asked(self, path: str, head: str, raw: dict[str, Any]) -> tuple[int, Any, Mapping[str, str]]:
+        request = _heard(path, raw)
         self.requests = [*self.requests[-99:], request]
         if found := _BOUNDARY.search(_said(request, "user")):
             self.by_trace[found.group(1)] += 1
         how = self.behaviour()
+        quoted = {k: v.replace("HEADERS", head) for k in ("message", "say") if (v := getattr(how, k))}
+        how = how.model_copy(update=quoted)
+        if how.at_most is not None and self.in_flight > how.at_most:
+            self.limited += 1
+            how = how.model_copy(update={"status": 429, "message": "too many at once", "delay": 0.0})
         if how.hang:
             await asyncio.Event().wait()
         if how.delay:
@@ -149,7 +164,9 @@ class Stub:
         if kind in how.refuse:
             return 400, _error(f"Invalid parameter: 'response_format' of type '{kind}' is not supported"), {}
         slowly = {TRICKLE: "a byte at a time"} if how.trickle else {}
-        return 200, _embeddings(request) if path.endswith("/embeddings") else _completion(request, how), slowly
+        if path.endswith("/embeddings"):
+            return 200, _embeddings(request), slowly
+        return 200, _spoken(path, _completion(request, how)), slowly
 
 
 @asynccontextmanager
@@ -183,6 +200,45 @@ def _response(status: int, answer: Any, more: Mapping[str, str]) -> bytes:
     return "\r\n".join(lines).encode() + b"\r\n\r\n" + body
 
 
+def _heard(path: str, raw: dict[str, Any]) -> dict[str, Any]:
+    """Another vendor's request in OpenAI's words."""
+    if path.endswith("/messages"):
+        said = [{"role": "system", "content": raw.get("system", "")}, *raw["messages"]]
+        schema = (raw.get("output_format") or {}).get("schema")
+    elif path.endswith(":generateContent"):
+        system = raw.get("system_instruction") or raw.get("systemInstruction") or {"parts": []}
+        said = [{"role": "system", "content": system["parts"]}]
+        said += [{"role": c["role"], "content": c["parts"]} for c in raw["contents"]]
+        schema = raw.get("generationConfig", {}).get("response_json_schema")
+    else:
+        return raw
+    messages = [{"role": m["role"], "content": _words(m["content"])} for m in said]
+    wanted = {"type": "json_schema", "json_schema": {"schema": schema}} if schema else {"type": "text"}
+    return {"model": raw.get("model", path), "messages": messages, "response_format": wanted, "raw": raw}
+
+
+def _words(content: Any) -> str:
+    return content if isinstance(content, str) else "\n".join(part["text"] for part in content)
+
+
+def _spoken(path: str, answer: dict[str, Any]) -> dict[str, Any]:
+    """The answer in the vendor's words."""
+    choice, used = answer["choices"][0], answer["usage"]
+    said, asked, answered = choice["message"]["content"], used["prompt_tokens"], used["completion_tokens"]
+    if path.endswith("/messages"):
+        why = {"stop": "end_turn", "length": "max_tokens", "content_filter": "refusal"}[choice["finish_reason"]]
+        return {
+            "id": "stub", "type": "message", "role": "assistant", "model": answer["model"], "stop_reason": why,
+            "content": [{"type": "text", "text": said}], "usage": {"input_tokens": asked, "output_tokens": answered},
+        }  # fmt: skip
+    if path.endswith(":generateContent"):
+        why = {"stop": "STOP", "length": "MAX_TOKENS", "content_filter": "SAFETY"}[choice["finish_reason"]]
+        content = {"role": "model", "parts": [{"text": said}]}
+        used = {"promptTokenCount": asked, "candidatesTokenCount": answered, "totalTokenCount": asked + answered}
+        return {"candidates": [{"content": content, "finishReason": why, "index": 0}], "usageMetadata": used}
+    return answer
+
+
 def _error(message: str, code: str | None = None) -> dict[str, Any]:
     return {"error": {"message": message, "type": "stub_error", "param": None, "code": code}}
 
@@ -204,8 +260,8 @@ def _completion(request: dict[str, Any], how: Behaviour) -> dict[str, Any]:
         "choices": [
             {
                 "index": 0,
-                "message": {"role": "assistant", "content": shown},
-                "finish_reason": "length" if how.truncate else "stop",
+                "message": {"role": "assistant", "content": shown} | ({"refusal": how.refusal} if how.refusal else {}),
+                "finish_reason": "length" if how.truncate else "content_filter" if how.refusal else "stop",
             }
         ],
         "usage": {
@@ -225,7 +281,7 @@ def _reply(request: Mapping[str, Any], prompt: str, how: Behaviour) -> str:
     if how.say is not None:
         return how.say.replace("NONCE", nonce)
     schema = _schema(request, prompt)
-    answer = _made(schema, schema.get("$defs", {}), _number(prompt), "")
+    answer = filled(schema, schema.get("$defs", {}), _number(prompt), "")
     answer["nonce"] = "0" * len(nonce) if how.wrong_nonce else nonce
     if how.score is not None and "score" in answer:
         answer["score"] = how.score
@@ -244,17 +300,17 @@ def _schema(request: Mapping[str, Any], prompt: str) -> dict[str, Any]:
     return {"type": "object", "properties": {n: kinds.get(n, {"type": "string"}) for n in names}}
 
 
-def _made(schema: Mapping[str, Any], defs: Mapping[str, Any], number: int, name: str) -> Any:
+def filled(schema: Mapping[str, Any], defs: Mapping[str, Any], number: int, name: str) -> Any:
     """A value that the schema allows, the same one for the same prompt."""
     if "$ref" in schema:
-        return _made(defs[schema["$ref"].rpartition("/")[2]], defs, number, name)
+        return filled(defs[schema["$ref"].rpartition("/")[2]], defs, number, name)
     if options := schema.get("enum") or schema.get("anyOf"):
         chosen = options[number % len(options)]
-        return _made(chosen, defs, number, name) if isinstance(chosen, dict) else chosen
+        return filled(chosen, defs, number, name) if isinstance(chosen, dict) else chosen
     if schema.get("type") == "object":
-        return {k: _made(v, defs, number, k) for k, v in schema.get("properties", {}).items()}
+        return {k: filled(v, defs, number, k) for k, v in schema.get("properties", {}).items()}
     if schema.get("type") == "array":
-        return [_made(schema.get("items", {}), defs, number, name) for _ in range(schema.get("minItems", 0))]
+        return [filled(schema.get("items", {}), defs, number, name) for _ in range(schema.get("minItems", 0))]
     plain = {"boolean": number % 2 == 0, "integer": 0, "number": LEVELS[number % 5], "null": None}
     return plain.get(schema.get("type", ""), f"{name or 'text'} as the stub sees it")
 

@@ -1,5 +1,6 @@
 """What people would read: taken out of the messages of each vendor, and harmless before a judge sees it."""
 
+import time
 from typing import Any
 
 import pytest
@@ -99,6 +100,52 @@ def test_what_looks_like_our_fence_does_not_survive(mark: str) -> None:
     assert harmless(f"a {mark}>>> b", "rec-1") == "a ⟨mark removed⟩⟨mark removed⟩ b"
 
 
+@pytest.mark.parametrize(
+    "mark",
+    ["<｜end▁of▁sentence｜>", "＜|im_end|＞", "‹|im_end|›", "<|turn>", "<turn|>", "[/SYSTEM_PROMPT]", "［INST］", "<eos>", "<sop>",
+     "</think>", "<unused99>", "]~b]", "<seed:eos>", "<|im_\u2060end|>", "<|a<|b|>c|>"],
+)  # fmt: skip
+def test_the_marks_of_other_vendors_and_of_look_alikes_do_not_survive(mark: str) -> None:
+    clean = harmless(f"before {mark} after")
+    assert clean.startswith("before ⟨mark removed⟩") and clean.endswith(" after") and "|" not in clean
+
+
+@pytest.mark.parametrize(
+    "fence", ["<<<", ">>>>>", "> > >", "＞＞＞", "›››", "»»»", "⋙", "❯❯❯", "》》》", ">\u200b>\u200b>", "<\t<\t<"]
+)
+def test_what_looks_like_three_brackets_is_none(fence: str) -> None:
+    assert harmless(f"a {fence} b") == "a ⟨mark removed⟩ b"
+
+
+@pytest.mark.parametrize(
+    "mark",
+    ["record-0123456789abcdef", "RECORD-0123456789ABCDEF", "record - 0123456789abcdef", "r e c o r d-0123456789abcdef",
+     "record‐0123456789abcdef", "ｒｅｃｏｒｄ－０１２３４５６７８９ａｂｃｄｅｆ", "rеcоrd-0123456789аbсdеf",
+     "record-fedcba9876543210",
+     "record_0123-4567_89abcdef", "𝐫𝐞𝐜𝐨𝐫𝐝-0123456789abcdef"],
+)  # fmt: skip
+def test_the_boundary_is_known_in_every_spelling_and_so_is_what_is_shaped_like_it(mark: str) -> None:
+    assert harmless(f"a {mark} b", "record-0123456789abcdef") == "a ⟨mark removed⟩ b"
+
+
+def test_what_a_terminal_would_obey_goes_and_its_words_stay() -> None:
+    text = "\x1b[2J\x1b[8mhidden\x1b[0m \x9b31mred \x1b]0;title\x07 \x1b]8;;http://x\x1b\\link"
+    assert harmless(text) == "hidden red title http://xlink"
+
+
+@pytest.mark.parametrize("piece", ["<", "< ", "<|a", "record", "r-e-", "\x1b[", "\x1b]", "]~", "é<|", "‹ "])
+def test_no_text_takes_long(piece: str) -> None:
+    """Twice as much takes about twice as long: a pattern that starts over at each character would take four times."""
+    once, twice = (min(took(piece * n) for _ in range(3)) for n in (30_000, 60_000))
+    assert twice < 3.3 * once + 0.02
+
+
+def took(text: str) -> float:
+    began = time.process_time()
+    harmless(text, "record-0123456789abcdef")
+    return time.process_time() - began
+
+
 def test_taking_a_mark_out_does_not_put_another_together() -> None:
     clean = harmless("<|im_<|x|>end|> re<s>c-1 <<<s><<", "rec-1")
     assert not [bad for bad in ("<|im_end|>", "rec-1", "<<<") if bad in clean]
@@ -112,7 +159,23 @@ def test_what_is_clean_stays_clean(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["plain", "Zoë's café – 40 €", "日本語 👍", "a\n\tb", "if a << 2 and b >> 1:", "x<y>z"]
+    "text",
+    [
+        "plain",
+        "Zoë's café – 40 €",
+        "日本語 👍",
+        "a\n\tb",
+        "if a << 2 and b >> 1:",
+        "x<y>z",
+        "f <| x",
+        "x |> f",
+        "« oui » et « non »",
+        "the record of 2024-01-02",
+        "a <b> c </i>",
+        "1 ≪ 2 ≪ 3",
+        "a|b|c",
+        "x[0]~y",
+    ],
 )
 def test_what_people_write_stays_as_it_is(text: str) -> None:
     assert harmless(text, "rec-1") == text

@@ -111,3 +111,40 @@ async def test_as_a_process_it_says_where_it_listens() -> None:
         assert (await client.get(f"{address}/stats")).json()["calls"] == 0
     stub.terminate()
     await stub.wait()
+
+
+ANTHROPIC = {"model": "m", "system": [{"type": "text", "text": SYSTEM["content"]}], "messages": [ASK], "max_tokens": 9}
+GEMINI = {
+    "system_instruction": {"parts": [{"text": SYSTEM["content"]}]},
+    "contents": [{"role": "user", "parts": [{"text": ASK["content"]}]}],
+}
+
+
+async def test_other_vendors_wires_are_spoken_too(client: httpx.AsyncClient) -> None:
+    asked = (await client.post("/messages", json=ANTHROPIC)).json()
+    assert orjson.loads(asked["content"][0]["text"])["nonce"] == "abc123" and asked["stop_reason"] == "end_turn"
+    asked = (await client.post("/models/m:generateContent", json=GEMINI)).json()["candidates"][0]
+    assert orjson.loads(asked["content"]["parts"][0]["text"])["nonce"] == "abc123" and asked["finishReason"] == "STOP"
+
+
+async def test_a_refusal_says_so_on_every_wire(client: httpx.AsyncClient) -> None:
+    await client.post("/control", json={"mode": "refusal"})
+    assert (await said(client))[1] == "content_filter"
+    assert (await client.post("/messages", json=ANTHROPIC)).json()["stop_reason"] == "refusal"
+    asked = (await client.post("/models/m:generateContent", json=GEMINI)).json()
+    assert asked["candidates"][0]["finishReason"] == "SAFETY"
+
+
+async def test_errors_and_answers_quote_the_headers_where_they_are_told_to(client: httpx.AsyncClient) -> None:
+    request = {"messages": [SYSTEM, ASK]}
+    for told in ({"status": 401, "message": "you sent HEADERS"}, {"say": "you sent HEADERS"}):
+        await client.post("/control", json=told)
+        answer = await client.post("/chat/completions", json=request, headers={"Authorization": "Bearer Mine"})
+        assert "Bearer Mine" in answer.text
+
+
+async def test_more_at_once_than_it_takes_are_limited(stub: Stub, client: httpx.AsyncClient) -> None:
+    stub.tell(at_most=3, delay=0.3)
+    request = {"messages": [SYSTEM, ASK]}
+    answers = await asyncio.gather(*(client.post("/chat/completions", json=request) for _ in range(8)))
+    assert sorted(a.status_code for a in answers) == [200] * 3 + [429] * 5 and stub.limited == 5

@@ -137,8 +137,9 @@ def _begun(asking: Coroutine[Any, Any, Reply]) -> asyncio.Task[Reply]:
 
 def case_of(trace: Trace, secret: str) -> Case:
     """Boundary and nonce derive from the content and a secret: the record's author cannot guess them, and the same
-    record makes the same prompt again."""
-    what = f"{trace.project_id}/{trace.trace_id}/{trace.version}".encode()
+    record makes the same prompt again. The version alone will not do: a trace that was deleted and sent again under its
+    id begins at the first one, and its author may have learnt that one's marks from a reason."""
+    what = f"{trace.project_id}/{trace.trace_id}/{trace.version}/{trace!r}".encode("utf-8", "replace")
     mark = hmac.new(secret.encode(), what, hashlib.sha256).hexdigest()
     return Case(trace, boundary=f"record-{mark[:16]}", nonce=mark[16:28])
 
@@ -223,19 +224,29 @@ class _Cases:
 
     def __init__(self, secret: str, most: int = 32) -> None:
         self._secret, self._most = secret, most
-        self._known: dict[tuple[UUID, int], Case] = {}
+        self._known: dict[UUID, Case] = {}
         # Protects time: the metrics of a large trace arrive together, and one thread renders for all of them.
         self._rendering = asyncio.Lock()
 
     async def of(self, trace: Trace) -> Case:
-        key = (trace.trace_id, trace.version)
-        case = self._known.pop(key, None) or case_of(trace, self._secret)
-        self._known[key] = case
+        large = is_large(trace)
+        if not large:
+            return self._kept(trace) or self._keep(case_of(trace, self._secret))
+        async with self._rendering:
+            case = self._kept(trace) or self._keep(await asyncio.to_thread(case_of, trace, self._secret))
+            await asyncio.to_thread(getattr, case, "rendering")
+        return case
+
+    def _kept(self, trace: Trace) -> Case | None:
+        """An id and a version may come back with other content, after a deletion."""
+        case = self._known.get(trace.trace_id)
+        return case if case is not None and case.trace == trace else None
+
+    def _keep(self, case: Case) -> Case:
+        self._known.pop(case.trace.trace_id, None)
+        self._known[case.trace.trace_id] = case
         while len(self._known) > self._most:
             del self._known[next(iter(self._known))]
-        if is_large(trace):
-            async with self._rendering:
-                await asyncio.to_thread(getattr, case, "rendering")
         return case
 
 

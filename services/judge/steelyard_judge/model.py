@@ -5,11 +5,13 @@ import contextlib
 import hashlib
 import json
 import logging
+import math
 import os
 import random
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections import deque
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
 from types import ModuleType
@@ -19,13 +21,20 @@ from pydantic import ValidationError
 
 from steelyard.clock import utc_now
 from steelyard.errors import Later
-from steelyard.metrics.judging import Question, Reply
-from steelyard.providers import PROVIDERS, RULES, default_model, provider_of
+from steelyard.metrics.judging import Case, Question, Reply
+from steelyard.providers import PROVIDERS, RULES, at_own_address, default_model, provider_of
 from steelyard.settings import Settings
+from steelyard.traces import storable
 
 log = logging.getLogger(__name__)
 # From strict to lax; what a model refuses is remembered, and not tried again with it.
 LADDER = ("schema", "json", "text")
+# How vendors and servers say that they do not take a schema, or this one.
+_FORMAT = re.compile(
+    r"response_?(?:format|schema|json_?schema|mime_?type)|json[_ ]?(?:schema|mode|object|validate)|output_(?:format|config)"
+    r"|structured[_ ]?output|guided_|grammar|tool_choice|tool_use_failed|\bschema\b",
+    re.IGNORECASE,
+)
 _SECRET = re.compile(r"(sk|key|token|bearer|api)[-_ :=\"'a-z]*[A-Za-z0-9_\-]{12,}", re.IGNORECASE)
 
 _NO_MONEY = re.compile(
@@ -34,8 +43,12 @@ _NO_MONEY = re.compile(
     re.IGNORECASE,
 )
 _RETRY_DELAY = re.compile(r'"retryDelay": *"(\d+(?:\.\d+)?)s"')
+# How long a call waits for its turn. Longer, and the conversations of a slow provider would hold all of a judge's slots.
+PATIENCE = 5.0
 # A provider may quote the whole request: no more of its words is looked at, or a pattern takes half a minute.
 MOST_SAID = 2000
+# A server may ignore our max_tokens, and reading a megabyte of stray fields takes a second of the event loop.
+LONGEST_REPLY = 100_000
 
 
 class Unanswered(Exception):
@@ -92,10 +105,75 @@ class Usage:
 
 @dataclass
 class Gate:
-    """Closed by a 429 until the time its answer named: nothing is sent to that provider before."""
+    """What one provider takes on one key. A 429 closes it until the time its answer named, and halves how many calls
+    go out at once afterwards; each round of answers adds one. Nothing is known, and nothing limited, before the first."""
 
     until: float = 0.0
     why: str = ""
+    at_once: float = math.inf
+    busy: int = 0
+    lowered: float = 0.0
+    patience: float = PATIENCE
+    waiting: deque["asyncio.Future[None]"] = field(default_factory=deque)
+
+    @contextlib.asynccontextmanager
+    async def passed(self, model: str) -> AsyncIterator[None]:
+        self._open()
+        if self.full:
+            await self._turn(model)
+        else:
+            self.busy += 1
+        try:
+            self._open()  # it may have closed meanwhile
+            yield
+        finally:
+            self._leave()
+
+    @property
+    def full(self) -> bool:
+        return self.busy + 1 > self.at_once
+
+    def close(self, why: str, seconds: float) -> None:
+        self.until, self.why = max(self.until, time.monotonic() + seconds), why
+
+    def fewer(self, began: float) -> None:
+        """Calls that were under way together are limited together, and count once."""
+        if began >= self.lowered:
+            self.at_once = max(1.0, min(self.at_once, self.busy) / 2)
+            self.lowered = time.monotonic()
+
+    def more(self) -> None:
+        """Only as long as the limit is felt: what is not tried says nothing."""
+        if self.full:
+            self.at_once += 1 / self.at_once
+
+    def _open(self) -> None:
+        if (wait := self.until - time.monotonic()) > 0:
+            raise Later(self.why, after=wait + _jitter(wait), counts=False)
+
+    async def _turn(self, model: str) -> None:
+        """First come, first served. Who leaves hands its place on, so it is counted already when the turn comes."""
+        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.waiting.append(turn)
+        try:
+            async with asyncio.timeout(self.patience):
+                await turn
+        except (TimeoutError, asyncio.CancelledError) as e:
+            if turn.done() and not turn.cancelled():
+                self._leave()  # it came in the moment in which nobody waited for it any more
+            if isinstance(e, TimeoutError):
+                rounds = min(12.0, 1 + len(self.waiting) / self.at_once)
+                why = f"{model} takes {int(self.at_once)} calls at once"
+                raise Later(why, after=self.patience * rounds + _jitter(self.patience), counts=False) from None
+            raise
+
+    def _leave(self) -> None:
+        self.busy -= 1
+        while self.waiting and (self.waiting[0].done() or not self.full):
+            turn = self.waiting.popleft()
+            if not turn.done():
+                self.busy += 1
+                turn.set_result(None)
 
 
 @dataclass
@@ -124,10 +202,11 @@ class Gateway:
         for _ in range(2):
             said = await self._complete(question, model, usage)
             try:
-                return _read(said, question)
+                return _read(said, question, self._kept_from(question.case))
             except ValueError as e:
                 problem = str(e)
-        raise Unanswered(f"the judge's reply cannot be used: {problem}", self._judge(model, usage), said)
+        why = f"the judge's reply cannot be used: {problem}"
+        raise Unanswered(why, self._judge(model, usage), _without(storable(said), self._kept_from(question.case)))
 
     async def embed(self, model: str, texts: Sequence[str]) -> tuple[Sequence[float], ...]:
         answer = await self._call("aembedding", model, Usage(), input=list(texts))
@@ -146,14 +225,11 @@ class Gateway:
         if s.judge_temperature is not None:
             more["temperature"] = s.judge_temperature
         answer = await self._formatted(question, model, usage, more)
-        choice = answer.choices[0]
-        if choice.finish_reason == "length":
-            reason = "the judge's reply was cut off (JUDGE_MAX_TOKENS)"
-            raise Unanswered(reason, self._judge(model, usage), choice.message.content)
-        refusal = getattr(choice.message, "refusal", None)
-        if refusal or choice.finish_reason == "content_filter":
-            raise Unanswered("the judge refused to answer", self._judge(model, usage), refusal)
-        return choice.message.content or ""
+        said, why = _said(answer)
+        if why:
+            said = _without(storable(said), self._kept_from(question.case))
+            raise Unanswered(why, self._judge(model, usage), said)
+        return said
 
     async def _formatted(self, question: Question, model: str, usage: Usage, more: Mapping[str, Any]) -> Any:
         """Down the ladder while the request is refused; a lower rung is remembered when it was taken."""
@@ -171,10 +247,14 @@ class Gateway:
 
     async def _call(self, verb: str, model: str, usage: Usage, **more: Any) -> Any:
         gate = self._gates.setdefault(self._account(model), Gate())
-        if (wait := gate.until - time.monotonic()) > 0:
-            raise Later(gate.why, after=wait + _jitter(wait), counts=False)
         litellm = await self._library()
-        began, one, outcome = time.perf_counter(), Usage(), "cancelled"
+        async with gate.passed(model):
+            return await self._asked(litellm, verb, model, gate, usage, more)
+
+    async def _asked(
+        self, litellm: ModuleType, verb: str, model: str, gate: Gate, usage: Usage, more: Mapping[str, Any]
+    ) -> Any:
+        began, one, outcome = time.monotonic(), Usage(), "cancelled"
         usage.calls += 1
         try:
             async with asyncio.timeout(self.settings.judge_call_seconds):
@@ -186,10 +266,14 @@ class Gateway:
             raise Later(f"{model} did not answer within {self.settings.judge_call_seconds:.0f} s") from e
         except Exception as e:
             outcome = _outcome_of(e)
-            raise self._meaning(e, model, gate, usage, bool(more.get("response_format"))) from None
+            meaning = self._meaning(e, model, gate, usage, bool(more.get("response_format")))
+            if outcome == "rate_limited" and isinstance(meaning, Later):
+                gate.fewer(began)
+            raise meaning from None
         finally:
-            one.seconds = time.perf_counter() - began
+            one.seconds = time.monotonic() - began
             usage.note(outcome, one)
+        gate.more()
         return answer
 
     def _manners(self, verb: str) -> dict[str, Any]:
@@ -201,11 +285,11 @@ class Gateway:
     def _route(self, model: str) -> dict[str, Any]:
         """Models of our own address speak OpenAI's wire, whatever they are called."""
         s = self.settings
-        provider = provider_of(model)
-        if s.judge_base_url and (provider is None or provider.key == "openai"):
+        if at_own_address(model, s.judge_base_url, os.environ):
             key = s.judge_api_key.get_secret_value() if s.judge_api_key else "none"
             name = model if model.startswith("openai/") else f"openai/{model}"
             return {"model": name, "api_base": s.judge_base_url, "api_key": key}
+        provider = provider_of(model)
         if provider and not model.startswith(provider.prefixes):
             return {"model": f"{provider.key}/{model}"}
         return {"model": model}
@@ -218,12 +302,12 @@ class Gateway:
     def _meaning(self, e: Exception, model: str, gate: Gate, usage: Usage, formatted: bool) -> Exception:
         """A provider's error as one of few words. Its text may quote our key or the judged text, so little of it stays."""
         status = getattr(e, "status_code", None)
-        kind, said = type(e).__name__, self._without_keys(str(e)[:MOST_SAID])[:300]
+        kind, said = type(e).__name__, self._without_keys(str(e))[:300]
         judge = self._judge(model, usage)
         quota = _exhausted(e, status)
         if status == 429 and not quota:
             wait = _retry_after(e)
-            gate.until, gate.why = max(gate.until, time.monotonic() + wait), f"{model} is rate limited"
+            gate.close(f"{model} is rate limited", wait)
             return Later(gate.why, after=wait + _jitter(wait), counts=False)
         if quota:
             return Unanswered(f"the quota of {model} is exhausted", judge)
@@ -231,7 +315,7 @@ class Gateway:
             return TooLarge("the trace is too large for the model", judge)
         if kind in ("Timeout", "APIConnectionError") or status is None or status == 408 or status >= 500:
             return Later(f"{model} is not reachable ({kind})")
-        if status == 400 and formatted and re.search(r"response_format|json_schema|json mode", str(e), re.IGNORECASE):
+        if status in (400, 422) and formatted and _FORMAT.search(str(e)[:MOST_SAID]):
             return _FormatRefused()
         if status in (401, 403):
             return Unanswered(f"{model} refuses the key (status {status})", judge)
@@ -239,15 +323,24 @@ class Gateway:
 
     def _without_keys(self, text: str) -> str:
         """Our keys by what they are, others by what they look like."""
+        known = str(_without(text, [k for k in self._keys() if len(k) >= 4]))
+        return _SECRET.sub("…", known[:MOST_SAID])
+
+    def _keys(self) -> list[str]:
         ours = [os.environ.get(v, "") for p in PROVIDERS for v in p.variables]
         ours += [self.settings.judge_api_key.get_secret_value()] if self.settings.judge_api_key else []
-        for key in sorted((k for k in ours if len(k) >= 4), key=len, reverse=True):
-            text = text.replace(key, "…")
-        return _SECRET.sub("…", text)
+        return sorted(filter(None, ours), key=len, reverse=True)
+
+    def _kept_from(self, case: Case) -> list[str]:
+        """What no reader of a reply may learn. A record may make its judge tell the marks, for the next record to use;
+        a server may quote its own key. Short keys are words ("EMPTY", "ollama"), and a reason may use them."""
+        return [k for k in self._keys() if len(k) >= 12] + [case.nonce, case.boundary]
 
     async def _library(self) -> ModuleType:
         if self._litellm is None:
-            os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")  # no fetch when it is imported
+            # Neither when it is imported nor with the first call to Anthropic does it fetch anything.
+            os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
+            os.environ.setdefault("LITELLM_LOCAL_ANTHROPIC_BETA_HEADERS", "True")
             os.environ.setdefault("LITELLM_LOG", "ERROR")
             litellm: Any = await asyncio.to_thread(_imported)
             if self._litellm is None:
@@ -256,6 +349,9 @@ class Gateway:
                 litellm.suppress_debug_info = True
                 litellm.telemetry = False
                 litellm.DEFAULT_MAX_RETRIES = 0  # its embeddings take our max_retries=0 for "none was given"
+                # At DEBUG they write down whole prompts, with people's words and the marks around them.
+                for name in ("openai", "httpx", "httpcore", "LiteLLM"):
+                    logging.getLogger(name).setLevel(logging.WARNING)
                 # httpx collapses above a hundred connections; aiohttp does not.
                 self._session = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0))
                 self._litellm = litellm
@@ -280,23 +376,59 @@ def _format(rung: str, reply: type[Reply]) -> dict[str, Any]:
     return {"response_format": {"type": "json_object"}} if rung == "json" else {}
 
 
-def _read(said: str, question: Question) -> Reply:
+def _said(answer: Any) -> tuple[str, str | None]:
+    """The model's words, and why they are no answer where they are none."""
+    if not getattr(answer, "choices", None):
+        return "", "the judge's reply is empty"
+    choice = answer.choices[0]
+    said, refusal = choice.message.content or "", getattr(choice.message, "refusal", None)
+    if choice.finish_reason == "length":
+        return said, "the judge's reply was cut off (JUDGE_MAX_TOKENS)"
+    if refusal or choice.finish_reason == "content_filter":
+        return str(refusal or said), "the judge refused to answer"
+    return said, None
+
+
+def _read(said: str, question: Question, secrets: Sequence[str]) -> Reply:
     """The whole text is the answer, or there is none: the first JSON object in some prose may be the record's own."""
-    text = said.strip()
-    if text.startswith("```"):
-        text = re.sub(r"^```(?:json)?\s*|\s*```$", "", text)
+    if len(said) > LONGEST_REPLY:
+        raise ValueError(f"it is longer than any answer ({len(said)} characters)")
     try:
-        given = json.loads(text, object_pairs_hook=_once, parse_constant=_no_number)
-    except (json.JSONDecodeError, RecursionError):
-        raise ValueError("it is not one JSON object") from None
-    try:
-        reply = question.reply.model_validate(given)
+        given = storable(_parsed(_unfenced(said)))
+        if not isinstance(given, dict):
+            raise ValueError("it is not one JSON object")
+        given = {k: v if k == "nonce" else _without(v, secrets) for k, v in given.items()}
+        # Strict: "1", true and [1] are not the number 1.
+        reply = question.reply.model_validate(given, strict=True)
     except ValidationError as e:
         first = e.errors(include_input=False)[0]
         raise ValueError(f"{'.'.join(map(str, first['loc'])) or 'it'}: {first['msg']}") from None
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
     if reply.nonce != question.case.nonce:
         raise ValueError("its nonce is not the one that was asked for")
     return reply
+
+
+def _unfenced(said: str) -> str:
+    """No pattern: one that looks for the end of the white space takes hours on a reply of nothing else."""
+    text = said.strip().removeprefix("\ufeff").strip()
+    if text.startswith("```"):
+        text = text.removeprefix("```").removesuffix("```")
+        text = text[4:] if text[:4].lower() == "json" else text
+    return text.strip()
+
+
+def _parsed(text: str) -> Any:
+    try:
+        given, end = _DECODER.raw_decode(text)
+    except json.JSONDecodeError:
+        raise ValueError("it is not one JSON object") from None
+    if text[end:].lstrip()[:1] in ("{", "["):
+        raise ValueError("it is not one JSON object but several, and nobody knows which of them counts")
+    if end < len(text):
+        raise ValueError("it is not one JSON object: words follow it")
+    return given
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -309,6 +441,26 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _no_number(constant: str) -> float:
     raise ValueError(f"it is not one JSON object: {constant} is no JSON")
+
+
+def _whole(digits: str) -> int:
+    """No span has such a number, and neither our messages nor the database could hold it."""
+    if len(digits) > 15:
+        raise ValueError(f"it holds a number of {len(digits)} digits")
+    return int(digits)
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_once, parse_constant=_no_number, parse_int=_whole)
+
+
+def _without(value: Any, secrets: Sequence[str]) -> Any:
+    if isinstance(value, str):
+        for secret in secrets:
+            value = value.replace(secret, "…")
+        return value
+    if isinstance(value, dict):
+        return {_without(k, secrets): _without(v, secrets) for k, v in value.items()}
+    return [_without(v, secrets) for v in value] if isinstance(value, list) else value
 
 
 def _jitter(wait: float) -> float:

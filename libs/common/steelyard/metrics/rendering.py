@@ -17,7 +17,7 @@ ERROR_KEPT = 400
 MOST_FOR_LINES = 0.75
 WEIGHTS = {SpanKind.TOOL: 3.0, SpanKind.LLM: 2.0, SpanKind.AGENT: 2.0, SpanKind.RETRIEVER: 1.0}
 _SUSPICIOUS = re.compile(
-    r"ignore (?:all |any |the )?(?:previous|prior|above)|disregard (?:the|all|any|your)|score (?:of|is|=|:) ?1(?:\.0)?\b"
+    r"ignore (?:all |any |the )?(?:previous|prior|above)|disregard (?:the|all|any|your)|score ?(?:of|is|=|:) ?1(?:\.0)?\b"
     r"|you are (?:now )?(?:the|a) (?:judge|grader|evaluator)|(?:give|assign|award) (?:me |it |this )?(?:a |the )?"
     r"(?:full|perfect|maximum|highest) (?:score|marks)|system prompt|as (?:the|an) evaluator",
     re.IGNORECASE,
@@ -52,7 +52,11 @@ def render(trace: Trace, boundary: str = "", tokens: int = BUDGET_TOKENS) -> Ren
     numbers = {span.span_id: n for n, span in enumerate(trace.spans, 1)}
     lines, hidden = _lines(trace, numbers, boundary, budget)
     parts = list(_parts(trace, boundary))
-    suspected = tuple(sorted({p.number for p in parts if _SUSPICIOUS.search(p.text)}))
+    suspects = {p.number for p in parts if _SUSPICIOUS.search(p.text)}
+    suspects |= {
+        n for n, name in enumerate((trace.name, *(s.name for s in trace.spans))) if _SUSPICIOUS.search(name[:400])
+    }
+    suspected = tuple(sorted(suspects))
     parts = [p for p in parts if p.number in lines]
     given = _shared(parts, budget - sum(len(line) + 1 for line in lines.values()))
     cut = [p for p in given if p.given < len(p.text)]
@@ -139,7 +143,8 @@ def _line(n: int, span: Span, numbers: dict[UUID, int], boundary: str) -> str:
 
 
 def _name(name: str, boundary: str) -> str:
-    return '"' + " ".join(harmless(name, boundary).splitlines())[:80] + '"'
+    """Short before it is cleaned: a name may have megabytes. Its quotes end where ours do."""
+    return '"' + " ".join(harmless(name[:400], boundary).replace('"', "'").split())[:80] + '"'
 
 
 def _took(what: Span | Trace) -> str:
