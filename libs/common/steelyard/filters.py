@@ -95,6 +95,26 @@ class TraceFilters(BaseModel):
         return self.model_dump(mode="json", exclude_none=True)
 
 
+class SessionRunFilters(BaseModel):
+    """Which sessions a run means. A session is active from its first trace's start to its last one's; what is filtered is
+    the session, and a session that matches is scored whole."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    date_from: Moment | None = Field(None, description="sessions whose last trace started at this time or later")
+    date_to: Moment | None = Field(None, description="sessions whose first trace started before this time")
+    user_id: str | None = Field(None, description="sessions with a trace of exactly this user")
+    has_error: bool | None = Field(None, strict=True, description="with a trace whose status is ERROR, or without any")
+    tags: tuple[str, ...] | None = Field(None, description="sessions with a trace that has any of these tags")
+    min_trace_count: int | None = Field(
+        None, strict=True, ge=1, le=2**31 - 1, description="sessions with at least so many traces"
+    )
+
+    def as_json(self) -> dict[str, object]:
+        """Only what was set: an empty filter is an empty object."""
+        return self.model_dump(mode="json", exclude_none=True)
+
+
 def _folded(text: Any) -> ColumnElement[str]:
     """In any case of any alphabet, whatever locale the database was made with."""
     return func.lower(collate(text, "pg_c_utf8"))

@@ -106,6 +106,11 @@ async def write_given_targets(tx: Tx, run_id: UUID, project: UUID, traces: Seque
     await tx.execute(_TARGETS_WRITTEN, {"run": run_id, "count": len(traces)})
 
 
+async def write_given_sessions(tx: Tx, run_id: UUID, project: UUID, sessions: Sequence[str]) -> None:
+    await tx.execute(_GIVEN_SESSIONS, {"run": run_id, "project": project, "sessions": list(sessions)})
+    await tx.execute(_TARGETS_WRITTEN, {"run": run_id, "count": len(sessions)})
+
+
 async def write_pairs(tx: Tx, run: Unexpanded, page: int) -> int:
     """The pairs of the next targets; the cursor moves in the same transaction. 0 when all are written."""
     given: dict[str, Any] = {"run": run.run_id, "cursor": run.cursor or "", "page": page}
@@ -122,6 +127,12 @@ async def failures(tx: Tx, run_id: UUID) -> tuple[int, int, list[str]]:
     """Of a run's failed pairs: how many there are, how many traces of them still exist, and by which metrics."""
     row = (await tx.execute(_FAILURES, {"run": run_id})).one()
     return int(row.failed), int(row.traces), list(row.metrics or ())
+
+
+async def session_failures(tx: Tx, run_id: UUID) -> tuple[int, int, list[str]]:
+    """Of a run of sessions: how many session metrics failed, of how many sessions that still exist, and by which."""
+    row = (await tx.execute(_SESSION_FAILURES, {"run": run_id})).one()
+    return int(row.failed), int(row.sessions), list(row.metrics or ())
 
 
 async def expanded(tx: Tx, run_id: UUID) -> None:
@@ -436,6 +447,22 @@ _GIVEN_TARGETS = text(
     INSERT INTO targets (run_id, target, project_id, "left")
     SELECT CAST(:run AS uuid), trace::text, CAST(:project AS uuid), CAST(:metrics AS int)
     FROM unnest(CAST(:traces AS uuid[])) AS trace
+    """
+)
+_GIVEN_SESSIONS = text(
+    """
+    INSERT INTO targets (run_id, target, project_id, size)
+    SELECT CAST(:run AS uuid), s.session_id, s.project_id, s.trace_count
+    FROM unnest(CAST(:sessions AS text[])) AS wanted JOIN sessions s ON s.project_id = :project AND s.session_id = wanted
+    """
+)
+_SESSION_FAILURES = text(
+    """
+    SELECT count(*) AS failed, count(DISTINCT s.session_id) AS sessions,
+        array_agg(DISTINCT f.metric) FILTER (WHERE s.session_id IS NOT NULL) AS metrics
+    FROM targets t CROSS JOIN unnest(t.failed_metrics) AS f (metric)
+    LEFT JOIN sessions s ON s.project_id = t.project_id AND s.session_id = t.target
+    WHERE t.run_id = :run
     """
 )
 _FAILURES = text(

@@ -1,13 +1,15 @@
 """Sessions: what the traces of one conversation sum up to, kept by the database beside them."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, collate, func, literal, select, text
+from sqlalchemy import ColumnElement, Text, any_, cast, collate, func, literal, select, text
+from sqlalchemy.dialects.postgresql import ARRAY
 
+from steelyard.filters import SessionRunFilters
 from steelyard.store.database import Tx
 from steelyard.store.tables import Session, TraceRow
 
@@ -37,6 +39,13 @@ class SessionFilters:
     active_before: datetime | None = None
     tags: tuple[str, ...] | None = None
     part: str | None = None
+    min_trace_count: int | None = None
+
+    @classmethod
+    def of_run(cls, asked: SessionRunFilters) -> "SessionFilters":
+        return cls(
+            asked.user_id, asked.has_error, asked.date_from, asked.date_to, asked.tags, None, asked.min_trace_count
+        )
 
     def sql(self, project: UUID) -> list[ColumnElement[bool]]:
         found: list[ColumnElement[bool]] = [_S.project_id == project]
@@ -51,6 +60,8 @@ class SessionFilters:
             found.append(_S.first_trace_at < self.active_before)
         if self.tags:
             found.append(_S.tags.overlap(list(self.tags)))
+        if self.min_trace_count is not None:
+            found.append(_S.trace_count >= self.min_trace_count)
         if self.part is not None:
             found.append(func.strpos(_folded(_S.session_id), _folded(literal(self.part))) > 0)
         return found
@@ -64,6 +75,24 @@ async def page(
     order = SORTS[sort_by][0 if descending else 1]
     rows = await tx.execute(select(*_SHOWN).where(*where).order_by(*order).limit(limit).offset(offset))
     return [dict(r._mapping) for r in rows], total
+
+
+async def matching(tx: Tx, project: UUID, asked: SessionRunFilters) -> tuple[int, str]:
+    """How many sessions a run means now, with the snapshot that counted them: the expansion takes what it saw."""
+    counted = select(func.count(), cast(func.pg_current_snapshot(), Text)).where(
+        *SessionFilters.of_run(asked).sql(project)
+    )
+    found, snapshot = (await tx.execute(counted.select_from(Session))).one()
+    return int(found), str(snapshot)
+
+
+async def missing(tx: Tx, project: UUID, wanted: Sequence[str]) -> list[str]:
+    """Of these ids those that the project lacks, in the order they were given."""
+    rows = await tx.execute(
+        select(_S.session_id).where(_S.project_id == project, _S.session_id == any_(cast(list(wanted), ARRAY(Text))))
+    )
+    there = {r.session_id for r in rows}
+    return [w for w in wanted if w not in there]
 
 
 async def get(tx: Tx, project: UUID, session_id: str) -> dict[str, Any] | None:

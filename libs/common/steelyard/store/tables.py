@@ -309,7 +309,9 @@ class Run(SQLModel, table=True):
 
 
 class Target(SQLModel, table=True):
-    """A trace of a run; `left` counts its pairs that are not settled."""
+    """A trace or a session of a run; `left` counts its pairs that are not settled. Of a session: `size` is how many
+    traces it had, `metrics` what a retry asks of it (all of the run's, where it is null), `failed_metrics` what came of
+    it."""
 
     __tablename__ = "targets"
 
@@ -317,10 +319,14 @@ class Target(SQLModel, table=True):
     target: str = Field(sa_column=Column(Text, primary_key=True))
     project_id: UUID = Field(nullable=False)
     left: int = _count()
+    size: int = _count()
+    metrics: list[str] | None = Field(default=None, sa_column=Column(ARRAY(Text), nullable=True))
+    failed_metrics: list[str] | None = Field(default=None, sa_column=Column(ARRAY(Text), nullable=True))
 
 
 class Pair(SQLModel, table=True):
-    """One trace by one metric: owed, dispatched, settled, each exactly once."""
+    """One trace by one metric: owed, dispatched, settled, each exactly once. In a run of sessions `started_at` is the
+    trace's place in its session, as it was when the run was expanded; `value` and `trace_version` are what is folded."""
 
     __tablename__ = "pairs"
     __table_args__ = (
@@ -328,6 +334,14 @@ class Pair(SQLModel, table=True):
         Index("pairs_undeliverable", "run_id", postgresql_where=text("status = 'owed' AND redispatches > 5")),
         Index("pairs_dispatched", "run_id", "dispatched_at", postgresql_where=text("status = 'dispatched'")),
         Index("pairs_failed", "run_id", "trace_id", "metric", postgresql_where=text("outcome = 'FAILED'")),
+        Index(
+            "pairs_session",
+            "run_id",
+            "target",
+            "started_at",
+            "trace_id",
+            postgresql_where=text("started_at IS NOT NULL"),
+        ),
     )
 
     run_id: UUID = Field(primary_key=True, foreign_key="runs.id", ondelete="CASCADE")
@@ -346,11 +360,15 @@ class Pair(SQLModel, table=True):
     job_partition: int | None = None
     job_offset: int | None = Field(default=None, sa_column=Column(BigInteger, nullable=True))
     settled_at: datetime | None = _when(nullable=True)
+    started_at: datetime | None = _when(nullable=True)
+    value: float | None = None
+    trace_version: int | None = None
 
 
 class TraceScore(SQLModel, table=True):
     """No foreign key to the trace: settling looks under the trace's lock whether it is still there, and a score may be
-    parked (PENDING) before its trace arrives. `number` is what analytics count."""
+    parked (PENDING) before its trace arrives. `number` is what analytics count; `basis` names all that decided the value
+    of a session's signal, so that it is found again as long as nothing of it changed."""
 
     __tablename__ = "trace_scores"
     __table_args__ = (
@@ -385,6 +403,44 @@ class TraceScore(SQLModel, table=True):
     config_id: str | None = _text(nullable=True)
     attributes: dict[str, Any] = Field(sa_column=Column("metadata", JSONB, nullable=False, server_default=text("'{}'")))
     trace_version: int | None = None
+    basis: bytes | None = Field(default=None, sa_column=Column(LargeBinary, nullable=True))
+    number: float | None = Field(default=None, sa_column=Column(Float, Computed(NUMBER, persisted=True), nullable=True))
+    created_at: datetime = _when(now=True)
+    updated_at: datetime = _when(now=True)
+
+
+class SessionScore(SQLModel, table=True):
+    """What the signals of a session's traces fold into. `session_version` tells apart what the session was each time."""
+
+    __tablename__ = "session_scores"
+    __table_args__ = (
+        Index("session_scores_run", "eval_run_id", "project_id", "session_id"),
+        Index("session_scores_session", "project_id", "session_id", "name", text("created_at DESC")),
+        Index("session_scores_newest", "project_id", text("created_at DESC"), "id"),
+        Index(
+            "session_scores_name",
+            "project_id",
+            "name",
+            text("created_at DESC"),
+            postgresql_include=["status", "number", "session_id"],
+        ),
+    )
+
+    id: UUID = Field(primary_key=True)
+    project_id: UUID = Field(foreign_key="projects.id", ondelete="CASCADE")
+    session_id: str = _text()
+    eval_run_id: UUID | None = Field(default=None, foreign_key="runs.id", ondelete="SET NULL")
+    name: str = _text()
+    value: str | None = _text(nullable=True)
+    data_type: str = _text(default="NUMERIC")
+    source: str = _text(default="AUTOMATED")
+    status: str = _text(default="SUCCESS")
+    reason: str | None = _text(nullable=True)
+    author_user_id: str | None = _text(nullable=True)
+    attributes: dict[str, Any] = Field(sa_column=Column("metadata", JSONB, nullable=False, server_default=text("'{}'")))
+    session_version: str | None = _text(nullable=True)
+    traces_seen: int = _count()
+    snapshot_at: datetime = _when()
     number: float | None = Field(default=None, sa_column=Column(Float, Computed(NUMBER, persisted=True), nullable=True))
     created_at: datetime = _when(now=True)
     updated_at: datetime = _when(now=True)
@@ -479,5 +535,5 @@ class OutboxRow(SQLModel, table=True):
 
 TENANT_TABLES = (
     "traces", "trace_tags", "spans", "sessions", "runs", "targets", "pairs", "trace_scores", "score_history", "rate_limits",
-    "idempotency_keys", "answers", "calls", "run_spending",
+    "idempotency_keys", "answers", "calls", "run_spending", "session_scores",
 )  # fmt: skip
