@@ -152,10 +152,12 @@ def test_small_metadata_is_left_alone() -> None:
 
 
 def test_boundary_and_nonce_follow_from_the_content_and_the_secret() -> None:
-    """The same trace makes the same prompt again; another version, project or secret does not."""
+    """The same content makes the same prompt again, in whichever version; another byte, id or secret does not."""
     one = trace("q", "a")
     assert case_of(one, "s") == case_of(one, "s")
-    others = [case_of(one.model_copy(update={"version": 2}), "s"), case_of(one, "t")]
+    again = case_of(one.model_copy(update={"version": 2}), "s")
+    assert (again.boundary, again.nonce) == (case_of(one, "s").boundary, case_of(one, "s").nonce)
+    others = [case_of(one.model_copy(update={"output": "b"}), "s"), case_of(one, "t")]
     marks = {case_of(one, "s").boundary, case_of(one, "s").nonce, *(x for c in others for x in (c.boundary, c.nonce))}
     assert len(marks) == 6
 
@@ -249,7 +251,7 @@ async def test_the_metrics_of_a_later_job_find_the_extraction_that_an_earlier_on
     await score("task_completion", WORKED, ORDER)
     await score("step_efficiency", WORKED, ORDER)
     assert model.stages == ["extract", "compare", "steps"]
-    for other, judge in ((WORKED.model_copy(update={"version": 2}), ORDER), (WORKED, ANOTHER), (WORKED, ELSEWHERE)):
+    for other, judge in ((WORKED.model_copy(update={"output": "x"}), ORDER), (WORKED, ANOTHER), (WORKED, ELSEWHERE)):
         model.stages.clear()
         await score("task_completion", other, judge)
         assert model.stages == ["extract", "compare"], "another content, model or run: another extraction"
@@ -313,7 +315,7 @@ async def test_grouped_judging_asks_three_questions_for_seven_metrics() -> None:
     assert sorted(model.stages) == ["outcome", "plan", "tools"]
     alone = await all_of(Scripted(fit))
     for name, score in scores.items():
-        same = {k: v for k, v in score.metadata.items() if k not in ("judge", "metric_version")}
+        same = {k: v for k, v in score.metadata.items() if k not in ("judge", "metric_version", "basis")}
         assert isinstance(score, Score) and same.items() <= alone[name].metadata.items(), name
         assert score.metadata["metric_version"] == f"{CATALOGUE[name].version}-grouped-1"
 

@@ -106,7 +106,8 @@ class Owed(BaseModel):
 
 class TraceJob(Event, topic="jobs.trace", keyed_by="trace_id", partitions=24):
     """Score one trace by the metrics it still owes to one run. `root_run_id` is the run that it, or what it retries, goes
-    back to: what was paid for under it is found again, and with `reuse` whatever the project paid for."""
+    back to: what was paid for under it is found again, and with `reuse` whatever the project paid for. In a run of
+    sessions the target is the session, and the metrics are signals of it."""
 
     run_id: UUID
     project_id: UUID
@@ -117,6 +118,7 @@ class TraceJob(Event, topic="jobs.trace", keyed_by="trace_id", partitions=24):
     root_run_id: UUID | None = None
     reuse: bool = False
     grouped: bool | None = None
+    in_session: bool = False
 
 
 class TraceScored(Event, topic="scores.trace", keyed_by="target", partitions=12):

@@ -10,6 +10,7 @@ from steelyard_judge.embeddings import ApiEmbedder, Embedder, LocalEmbedder
 from steelyard_judge.handlers import judge
 from steelyard_judge.model import Gateway
 from steelyard_judge.paying import Ledger
+from steelyard_judge.signals import StoredSignals
 
 
 async def run() -> None:
@@ -20,7 +21,7 @@ async def run() -> None:
     local = model is None or model.startswith("local/")
     embedder: Embedder = LocalEmbedder(model) if local else ApiEmbedder(gateway, str(model))
     book = Ledger(database)
-    score = scoring(gateway, embedder, CATALOGUE, settings, book, settings.judge_grouped)
+    score = scoring(gateway, embedder, CATALOGUE, settings, book, settings.judge_grouped, StoredSignals(database))
     service = judge(settings.judge_slots, database, score)
     service.parts += [gateway, embedder, book]
     await service.run(settings, cluster)

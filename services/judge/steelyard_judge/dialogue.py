@@ -12,6 +12,7 @@ from uuid import UUID
 import orjson
 
 from steelyard.errors import Later
+from steelyard.metrics import SESSION_SIGNALS
 from steelyard.metrics.grouped import GROUPED
 from steelyard.metrics.judging import Case, Embed, Metric, NotScored, Question, Reply, Score, metadata_of
 from steelyard.metrics.rules import JUDGE, rule
@@ -22,6 +23,7 @@ from steelyard_judge.embeddings import Embedder
 from steelyard_judge.model import Gateway, TooLarge, Unanswered, Usage
 from steelyard_judge.orders import Order
 from steelyard_judge.paying import Book, Payer
+from steelyard_judge.signals import Basis, KnownSignals, reused
 
 LONGEST, MOST_ITEMS = 8000, 200
 # What takes more than a few milliseconds to render.
@@ -137,11 +139,11 @@ def _begun(asking: Coroutine[Any, Any, Reply]) -> asyncio.Task[Reply]:
 
 def case_of(trace: Trace, secret: str) -> Case:
     """Boundary and nonce derive from the content and a secret: the record's author cannot guess them, and the same
-    record makes the same prompt again. The version alone will not do: a trace that was deleted and sent again under its
-    id begins at the first one, and its author may have learnt that one's marks from a reason."""
-    what = f"{trace.project_id}/{trace.trace_id}/{trace.version}/{trace!r}".encode("utf-8", "replace")
-    mark = hmac.new(secret.encode(), what, hashlib.sha256).hexdigest()
-    return Case(trace, boundary=f"record-{mark[:16]}", nonce=mark[16:28])
+    record makes the same prompt again. The trace's version will not do: one that was deleted and sent again under its id
+    begins at the first, and its author may have learnt that one's marks from a reason."""
+    case = Case(trace)
+    mark = hmac.new(secret.encode(), case.content, hashlib.sha256).hexdigest()
+    return replace(case, boundary=f"record-{mark[:16]}", nonce=mark[16:28])
 
 
 async def converse(metric: Metric, case: Case, answerer: Answerer, embedder: Embedder) -> Score | NotScored:
@@ -268,20 +270,33 @@ def scoring(
     settings: Settings,
     book: Book | None = None,
     grouped: bool = False,
+    known: KnownSignals | None = None,
 ) -> Any:
     """The judge's scorer: a metric of a trace by the run's judge. The metrics of one job share one rendering, and what
-    they ask alike is asked once. `grouped` asks models about several metrics at once; rules cost nothing alone."""
+    they ask alike is asked once. `grouped` asks models about several metrics at once; rules cost nothing alone. In a run of
+    sessions a signal that is `known` and still holds is taken as it is."""
     cases, shared = _Cases(settings.deployment_secret.get_secret_value()), Shared()
-    in_groups = {**catalogue, **{name: m for name, m in GROUPED.items() if name in catalogue}}
+    alone = {**catalogue, **SESSION_SIGNALS}
+    in_groups = {**alone, **{name: m for name, m in GROUPED.items() if name in catalogue}}
 
     async def score(metric: str, trace: Trace, order: Order) -> Score | NotScored:
-        ruled = order.model == RULES
-        together = grouped if order.grouped is None else order.grouped
-        found = (in_groups if together and not ruled else catalogue).get(metric)
+        together = (grouped if order.grouped is None else order.grouped) and order.model != RULES
+        found = (in_groups if together else alone).get(metric)
         if found is None:
             raise Later(f"this judge does not know the metric {metric} yet", after=30, counts=False)
         case = await cases.of(trace)
-        if ruled:
+        if order.earlier:
+            case = replace(case, earlier=order.earlier)
+        basis = str(Basis(found, case, order.model, together, settings))
+        if known and order.in_session:
+            there = await reused(known, basis, order.project_id, case, found)
+            if there is not None:
+                return there
+        result = await conversed(found, case, order)
+        return replace(result, metadata={**result.metadata, "basis": basis}) if isinstance(result, Score) else result
+
+    async def conversed(found: Metric, case: Case, order: Order) -> Score | NotScored:
+        if order.model == RULES:
             return await converse(found, case, Rules(), embedder)
         payer = Payer(gateway, book, order, found, settings) if book else None
         answerer = Model(payer or gateway, order.model, shared, str(order.root_run_id))

@@ -10,6 +10,7 @@ from uuid import UUID
 from steelyard.clock import Clock, utc_now
 from steelyard.errors import Later
 from steelyard.events import Oversize, Owed, TraceDeferred, TraceJob, TraceScored
+from steelyard.metrics import SESSION_SIGNALS
 from steelyard.metrics.judging import NotScored, Score
 from steelyard.runs import GONE
 from steelyard.service import Service
@@ -67,7 +68,9 @@ def judge(slots: int, database: Database, score: Scorer, clock: Clock = utc_now)
 
     async def _converse(job: TraceJob, owed: Owed, trace: Trace) -> Outcome:
         try:
-            return _scored(job, owed, await score(owed.metric, trace, Order.of(job, owed)), trace)
+            before = job.in_session and owed.metric in SESSION_SIGNALS
+            earlier = await lookup.earlier(job.run_id, job.trace_id) if before else ()
+            return _scored(job, owed, await score(owed.metric, trace, Order.of(job, owed, earlier)), trace)
         except Later as e:
             until = clock() + timedelta(seconds=e.after or _pause(owed.attempt))
             return _deferred(job, owed, str(e), until, e.counts)

@@ -6,7 +6,8 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Generic, TypeVar
 from uuid import UUID
 
-from steelyard.store import ledger, traces
+from steelyard.metrics.judging import Earlier
+from steelyard.store import ledger, signals, traces
 from steelyard.store.database import Database
 from steelyard.traces import Trace
 
@@ -55,6 +56,7 @@ class Lookup:
         self._database = database
         self._wanted: Batched[tuple[UUID, UUID], frozenset[str]] = Batched(self._ask_wanted, most=500)
         self._traces: Batched[UUID, Trace] = Batched(self._ask_traces, most=50)
+        self._earlier: Batched[tuple[UUID, UUID], tuple[Earlier, ...]] = Batched(self._ask_earlier, most=50)
         self._known: dict[tuple[UUID, UUID], tuple[float, frozenset[str]]] = {}
 
     async def wanted(self, run_id: UUID, trace_id: UUID) -> frozenset[str]:
@@ -70,6 +72,14 @@ class Lookup:
 
     async def trace(self, trace_id: UUID) -> Trace | None:
         return await self._traces.get(trace_id)
+
+    async def earlier(self, run_id: UUID, trace_id: UUID) -> tuple[Earlier, ...]:
+        """What came before the trace in its session, as the run was expanded with it."""
+        return await self._earlier.get((run_id, trace_id)) or ()
+
+    async def _ask_earlier(self, places: Sequence[tuple[UUID, UUID]]) -> dict[tuple[UUID, UUID], tuple[Earlier, ...]]:
+        async with self._database.begin() as tx:
+            return await signals.earlier(tx, places)
 
     async def _ask_wanted(self, keys: Sequence[tuple[UUID, UUID]]) -> dict[tuple[UUID, UUID], frozenset[str]]:
         async with self._database.begin() as tx:

@@ -13,6 +13,7 @@ from steelyard.runs import PairState, shares, window
 from steelyard.service import Publish
 from steelyard.store import ledger
 from steelyard.store.database import Database
+from steelyard.store.runs import SESSIONS
 from steelyard_resolver.readers import SharedReaders
 
 log = logging.getLogger(__name__)
@@ -92,6 +93,7 @@ def jobs(demand: ledger.Demand, pairs: Sequence[ledger.Taken]) -> list[TraceJob]
             root_run_id=demand.root_run_id,
             reuse=demand.reuse,
             grouped=demand.grouped,
+            in_session=demand.target_type == SESSIONS,
         )
         for trace_id, group in ((t, list(g)) for t, g in itertools.groupby(by_trace, key=lambda p: p.trace_id))
     ]

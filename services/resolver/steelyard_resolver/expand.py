@@ -6,7 +6,7 @@ from uuid import UUID
 from pydantic import ValidationError
 
 from steelyard.events import RunExpanded
-from steelyard.store import ledger
+from steelyard.store import ledger, sessions_expanded
 from steelyard.store.database import Database, Tx
 from steelyard.store.outbox import Outbox
 
@@ -38,9 +38,10 @@ class Expander:
 
     async def _page_of(self, tx: Tx, run: ledger.Unexpanded, outbox: Outbox[RunExpanded]) -> None:
         if not run.targets_written:
-            found = await ledger.write_targets(tx, run)
-            log.info("run %s means %d traces", run.run_id, found)
-        written = await ledger.write_pairs(tx, run, self._page)
-        if written < self._page:
+            write_targets = sessions_expanded.write_targets if run.of_sessions else ledger.write_targets
+            found = await write_targets(tx, run)
+            log.info("run %s means %d %s", run.run_id, found, "sessions" if run.of_sessions else "traces")
+        write_pairs = sessions_expanded.write_pairs if run.of_sessions else ledger.write_pairs
+        if not await write_pairs(tx, run, self._page):
             await ledger.expanded(tx, run.run_id)
             await outbox.put(tx, RunExpanded(run_id=run.run_id, project_id=run.project_id))

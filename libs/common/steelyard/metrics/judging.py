@@ -1,5 +1,6 @@
 """A metric is a conversation without IO: a generator that asks and, in the end, says a score or why there is none."""
 
+import hashlib
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from dataclasses import field as made
@@ -75,6 +76,12 @@ class Case:
     @cached_property
     def rendering(self) -> Rendering:
         return render(self.trace, self.boundary, self.tokens)
+
+    @cached_property
+    def content(self) -> bytes:
+        """Of all that was recorded, in whichever version of the trace: sent again unchanged it is the same."""
+        said = repr(self.trace.model_copy(update={"version": 0}))
+        return hashlib.blake2b(said.encode("utf-8", "replace"), digest_size=16).digest()
 
     @cached_property
     def calls(self) -> tuple[Call, ...]:

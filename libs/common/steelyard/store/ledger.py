@@ -19,6 +19,7 @@ from sqlalchemy.types import UserDefinedType
 from steelyard.filters import TraceFilters
 from steelyard.runs import PairState, Postponed, Settled, sample_size, score_id
 from steelyard.store.database import Tx, dumps
+from steelyard.store.runs import SESSIONS
 from steelyard.store.tables import Target, TraceRow
 
 REFILL = "steelyard_refill"
@@ -44,6 +45,7 @@ class Unexpanded:
     targets_written: bool
     cursor: str | None
     parent: UUID | None = None
+    of_sessions: bool = False
 
 
 # Expanding a run.
@@ -57,7 +59,7 @@ async def next_unexpanded(tx: Tx, skip: Sequence[UUID] = ()) -> Unexpanded | Non
             if again is not None:
                 return Unexpanded(
                     r.id, r.project_id, r.filters, r.sampling_rate, r.metric_names, r.snapshot,
-                    again.targets_written, again.cursor, r.parent_run_id,
+                    again.targets_written, again.cursor, r.parent_run_id, r.target_type == SESSIONS,
                 )  # fmt: skip
     return None
 
@@ -69,8 +71,12 @@ async def lock_run(tx: Tx, run_id: UUID) -> bool:
 async def write_targets(tx: Tx, run: Unexpanded) -> int:
     """What the run means, in one statement; what was deleted since its count corrects the total."""
     written = await (_retried_targets(tx, run) if run.parent else _sampled_targets(tx, run))
-    await tx.execute(_TARGETS_WRITTEN, {"run": run.run_id, "count": written})
+    await targets_written(tx, run.run_id, written)
     return written
+
+
+async def targets_written(tx: Tx, run_id: UUID, count: int) -> None:
+    await tx.execute(_TARGETS_WRITTEN, {"run": run_id, "count": count})
 
 
 async def _sampled_targets(tx: Tx, run: Unexpanded) -> int:
@@ -103,24 +109,29 @@ async def write_given_targets(tx: Tx, run_id: UUID, project: UUID, traces: Seque
     """Of a run that names its traces: they live here and travel in no message."""
     given = {"run": run_id, "project": project, "traces": list(traces), "metrics": metrics}
     await tx.execute(_GIVEN_TARGETS, given)
-    await tx.execute(_TARGETS_WRITTEN, {"run": run_id, "count": len(traces)})
+    await targets_written(tx, run_id, len(traces))
 
 
 async def write_given_sessions(tx: Tx, run_id: UUID, project: UUID, sessions: Sequence[str]) -> None:
     await tx.execute(_GIVEN_SESSIONS, {"run": run_id, "project": project, "sessions": list(sessions)})
-    await tx.execute(_TARGETS_WRITTEN, {"run": run_id, "count": len(sessions)})
+    await targets_written(tx, run_id, len(sessions))
 
 
-async def write_pairs(tx: Tx, run: Unexpanded, page: int) -> int:
-    """The pairs of the next targets; the cursor moves in the same transaction. 0 when all are written."""
+async def write_pairs(tx: Tx, run: Unexpanded, page: int) -> bool:
+    """The pairs of the next targets; the cursor moves in the same transaction. False when all are written."""
     given: dict[str, Any] = {"run": run.run_id, "cursor": run.cursor or "", "page": page}
     if run.parent:
         last = (await tx.execute(_PAIRS_AGAIN, given | {"parent": run.parent})).one()
     else:
         last = (await tx.execute(_PAIRS, given | {"metrics": list(run.metrics)})).one()
     if last.targets:
-        await tx.execute(_CURSOR, {"run": run.run_id, "cursor": last.cursor})
-    return int(last.targets)
+        await move_cursor(tx, run.run_id, last.cursor)
+    return bool(last.targets == page)
+
+
+async def move_cursor(tx: Tx, run_id: UUID, cursor: str, gone: int = 0) -> None:
+    """`gone` are targets of which nothing is left to score: they are not waited for."""
+    await tx.execute(_CURSOR, {"run": run_id, "cursor": cursor, "gone": gone})
 
 
 async def failures(tx: Tx, run_id: UUID) -> tuple[int, int, list[str]]:
@@ -168,6 +179,7 @@ class Demand:
     max_cost_usd: float | None
     pair_cost_usd: float | None
     stopping: str | None
+    target_type: str
 
     def affordable(self) -> int:
         """How many pairs may be under way at once: each could cost as much as it ever can, and what is spent is spent."""
@@ -265,11 +277,29 @@ async def wanted(tx: Tx, keys: Sequence[tuple[UUID, UUID]]) -> set[tuple[UUID, U
 # Settling.
 
 
+@dataclass(frozen=True)
+class HeldRun:
+    """What settling has to know of a run. Of a run of sessions, `metrics` are what its sessions are scored by."""
+
+    run_id: UUID
+    project_id: UUID
+    of_sessions: bool
+    metrics: Sequence[str]
+    filters: Mapping[str, Any]
+    created_at: datetime
+
+
+async def hold_runs(tx: Tx, runs: Sequence[UUID]) -> dict[UUID, HeldRun]:
+    """Held against their deletion; one that is deleted is not there, and its pairs are as good as gone."""
+    rows = await tx.execute(_HOLD_RUNS, {"runs": sorted(runs)})
+    return {
+        r.id: HeldRun(r.id, r.project_id, r.target_type == SESSIONS, r.metric_names, r.filters, r.created_at)
+        for r in rows
+    }
+
+
 async def lock_unsettled(tx: Tx, keys: Sequence[tuple[UUID, UUID, str]]) -> list[PairState]:
-    """Sorted and locked: two aggregators that meet wait for each other and never in a circle. The runs are held first,
-    against their deletion: pairs of a run that is deleted are as good as gone."""
-    held = {r.id for r in await tx.execute(_HOLD_RUNS, {"runs": sorted({k[0] for k in keys})})}
-    keys = [k for k in keys if k[0] in held]
+    """Sorted and locked: two aggregators that meet wait for each other and never in a circle. The caller holds the runs."""
     given = {"runs": [k[0] for k in keys], "traces": [k[1] for k in keys], "metrics": [k[2] for k in keys]}
     return [_state(r) for r in await tx.execute(_LOCK_PAIRS, given)]
 
@@ -299,40 +329,47 @@ async def settle(tx: Tx, settled: Sequence[Settled], there: Mapping[UUID, str | 
     await tx.execute(
         _SETTLE,
         _keys([s.pair for s in settled])
-        | {"outcomes": [s.outcome for s in settled], "reasons": [s.reason for s in settled]},
+        | {"outcomes": [s.outcome for s in settled], "reasons": [s.reason for s in settled]}
+        | {"values": [s.value for s in settled], "versions": [s.trace_version for s in settled]},
     )
     rows = [_score(s, there[s.pair.trace_id]) for s in settled if s.pair.trace_id in there]
     if rows:
         await tx.execute(_SCORES, {"rows": dumps(rows)})
 
 
-async def count(tx: Tx, settled: Sequence[Settled], released: Sequence[UUID]) -> list[tuple[UUID, UUID]]:
-    """Moves the counters by the rows that changed, last in the transaction; returns the runs this finished."""
+async def count_targets(tx: Tx, settled: Sequence[Settled]) -> list[tuple[UUID, str]]:
+    """Counts targets down by the rows that changed; returns, sorted, those of which nothing is owed any more."""
     by_target = Counter((s.pair.run_id, s.pair.target) for s in settled)
-    failed = Counter(s.pair.run_id for s in settled if s.outcome == "FAILED")
+    if not by_target:
+        return []
+    keys = sorted(by_target)
+    given = {"runs": [k[0] for k in keys], "targets": [k[1] for k in keys], "counts": [by_target[k] for k in keys]}
+    await tx.execute(_LOCK_TARGETS, given)
+    return sorted((r.run_id, r.target) for r in await tx.execute(_COUNT_TARGETS, given))
+
+
+async def count_runs(
+    tx: Tx,
+    settled: Sequence[Settled],
+    ended: Sequence[tuple[UUID, str]],
+    failed: Mapping[UUID, int],
+    released: Sequence[UUID],
+) -> list[tuple[UUID, UUID]]:
+    """Moves the runs' counters, last in the transaction; returns the runs that this finished."""
     done = Counter(s.pair.run_id for s in settled)
-    evaluated = await _count_targets(tx, by_target)
+    evaluated = Counter(run for run, _ in ended)
     runs = sorted({*done, *released})
     if not runs:
         return []
     given = {
         "runs": runs,
         "evaluated": [evaluated[r] for r in runs],
-        "failed": [failed[r] for r in runs],
+        "failed": [failed.get(r, 0) for r in runs],
         "settled": [done[r] for r in runs],
         "released": [r in set(released) for r in runs],
     }
     await tx.execute(_LOCK_RUNS, {"runs": runs})
     return [(r.id, r.project_id) for r in await tx.execute(_COUNT_RUNS, given) if r.finished]
-
-
-async def _count_targets(tx: Tx, by_target: Mapping[tuple[UUID, str], int]) -> Counter[UUID]:
-    if not by_target:
-        return Counter()
-    keys = sorted(by_target)
-    given = {"runs": [k[0] for k in keys], "targets": [k[1] for k in keys], "counts": [by_target[k] for k in keys]}
-    await tx.execute(_LOCK_TARGETS, given)
-    return Counter(r.run_id for r in await tx.execute(_COUNT_TARGETS, given))
 
 
 async def ring(tx: Tx) -> None:
@@ -395,7 +432,7 @@ def _score(s: Settled, environment: str | None) -> dict[str, Any]:
 
 _UNEXPANDED = text(
     """
-    SELECT id, project_id, filters, sampling_rate, metric_names, snapshot, parent_run_id FROM runs
+    SELECT id, project_id, filters, sampling_rate, metric_names, snapshot, parent_run_id, target_type FROM runs
     WHERE status IN ('PENDING', 'RUNNING') AND NOT expanded AND deleted_at IS NULL AND id <> ALL(CAST(:skip AS uuid[]))
     ORDER BY created_at, id LIMIT 20
     """
@@ -474,7 +511,10 @@ _FAILURES = text(
     """
 )
 _CURSOR = text(
-    "UPDATE runs SET cursor = :cursor, status = 'RUNNING' WHERE id = :run AND status IN ('PENDING', 'RUNNING')"
+    """
+    UPDATE runs SET cursor = :cursor, status = 'RUNNING', total_targets = total_targets - :gone, "left" = "left" - :gone
+    WHERE id = :run AND status IN ('PENDING', 'RUNNING')
+    """
 )
 _EXPANDED = text(
     """
@@ -497,7 +537,7 @@ _FAIL_RUN = text(
 _DEMANDS = text(
     """
     SELECT r.id, r.project_id, r.judge_model, coalesce(f.n, 0), w.n, r.settled_count, coalesce(r.root_run_id, r.id), r.reuse,
-        r.grouped, o.n, coalesce(s.cost, 0), r.max_cost_usd, r.pair_cost_usd, r.stopping
+        r.grouped, o.n, coalesce(s.cost, 0), r.max_cost_usd, r.pair_cost_usd, r.stopping, r.target_type
     FROM runs r
     LEFT JOIN (SELECT run_id, count(*) AS n FROM pairs WHERE status = 'dispatched' GROUP BY run_id) f ON f.run_id = r.id
     LEFT JOIN run_spending s ON s.run_id = r.id AND r.max_cost_usd IS NOT NULL
@@ -584,7 +624,10 @@ _WANTED = text(
     """
 )
 _HOLD_RUNS = text(
-    "SELECT id FROM runs WHERE id = ANY(CAST(:runs AS uuid[])) AND deleted_at IS NULL ORDER BY id FOR KEY SHARE"
+    """
+    SELECT id, project_id, target_type, metric_names, filters, created_at FROM runs
+    WHERE id = ANY(CAST(:runs AS uuid[])) AND deleted_at IS NULL ORDER BY id FOR KEY SHARE
+    """
 )
 _LOCK_PAIRS = text(
     """
@@ -617,11 +660,11 @@ _POSTPONE = text(
 _SETTLE = text(
     """
     UPDATE pairs p SET status = 'settled', outcome = k.outcome, settled_at = now(),
-        reason = CASE k.outcome WHEN 'FAILED' THEN k.reason END
+        reason = CASE k.outcome WHEN 'FAILED' THEN k.reason END, value = k.value, trace_version = k.version
     FROM unnest(
         CAST(:runs AS uuid[]), CAST(:traces AS uuid[]), CAST(:metrics AS text[]),
-        CAST(:outcomes AS text[]), CAST(:reasons AS text[])
-    ) AS k (run_id, trace_id, metric, outcome, reason)
+        CAST(:outcomes AS text[]), CAST(:reasons AS text[]), CAST(:values AS float8[]), CAST(:versions AS int[])
+    ) AS k (run_id, trace_id, metric, outcome, reason, value, version)
     WHERE p.run_id = k.run_id AND p.trace_id = k.trace_id AND p.metric = k.metric
     """
 )
@@ -652,8 +695,8 @@ _COUNT_TARGETS = text(
         UPDATE targets t SET "left" = t."left" - k.n
         FROM unnest(CAST(:runs AS uuid[]), CAST(:targets AS text[]), CAST(:counts AS int[])) AS k (run_id, target, n)
         WHERE t.run_id = k.run_id AND t.target = k.target
-        RETURNING t.run_id, t."left"
-    ) SELECT run_id FROM counted WHERE "left" = 0
+        RETURNING t.run_id, t.target, t."left"
+    ) SELECT run_id, target FROM counted WHERE "left" = 0
     """
 )
 # NO KEY: another aggregator's new scores hold the same run's key, and may wait for this one elsewhere.

@@ -325,8 +325,8 @@ class Target(SQLModel, table=True):
 
 
 class Pair(SQLModel, table=True):
-    """One trace by one metric: owed, dispatched, settled, each exactly once. In a run of sessions `started_at` is the
-    trace's place in its session, as it was when the run was expanded; `value` and `trace_version` are what is folded."""
+    """One trace by one metric: owed, dispatched, settled, each exactly once. In a run of sessions `place` is the
+    trace's place in its session, from 0, as it was when the run was expanded; `value` and `trace_version` are what is folded."""
 
     __tablename__ = "pairs"
     __table_args__ = (
@@ -338,9 +338,8 @@ class Pair(SQLModel, table=True):
             "pairs_session",
             "run_id",
             "target",
-            "started_at",
-            "trace_id",
-            postgresql_where=text("started_at IS NOT NULL"),
+            "place",
+            postgresql_where=text("place IS NOT NULL"),
         ),
     )
 
@@ -360,15 +359,14 @@ class Pair(SQLModel, table=True):
     job_partition: int | None = None
     job_offset: int | None = Field(default=None, sa_column=Column(BigInteger, nullable=True))
     settled_at: datetime | None = _when(nullable=True)
-    started_at: datetime | None = _when(nullable=True)
+    place: int | None = None
     value: float | None = None
     trace_version: int | None = None
 
 
 class TraceScore(SQLModel, table=True):
     """No foreign key to the trace: settling looks under the trace's lock whether it is still there, and a score may be
-    parked (PENDING) before its trace arrives. `number` is what analytics count; `basis` names all that decided the value
-    of a session's signal, so that it is found again as long as nothing of it changed."""
+    parked (PENDING) before its trace arrives. `number` is what analytics count."""
 
     __tablename__ = "trace_scores"
     __table_args__ = (
@@ -403,7 +401,6 @@ class TraceScore(SQLModel, table=True):
     config_id: str | None = _text(nullable=True)
     attributes: dict[str, Any] = Field(sa_column=Column("metadata", JSONB, nullable=False, server_default=text("'{}'")))
     trace_version: int | None = None
-    basis: bytes | None = Field(default=None, sa_column=Column(LargeBinary, nullable=True))
     number: float | None = Field(default=None, sa_column=Column(Float, Computed(NUMBER, persisted=True), nullable=True))
     created_at: datetime = _when(now=True)
     updated_at: datetime = _when(now=True)

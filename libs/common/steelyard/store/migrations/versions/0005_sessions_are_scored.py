@@ -46,21 +46,19 @@ def upgrade() -> None:
     op.add_column("targets", sa.Column("size", sa.Integer(), server_default=sa.text("0"), nullable=False))
     op.add_column("targets", sa.Column("metrics", postgresql.ARRAY(sa.Text()), nullable=True))
     op.add_column("targets", sa.Column("failed_metrics", postgresql.ARRAY(sa.Text()), nullable=True))
-    op.add_column("pairs", sa.Column("started_at", sa.DateTime(timezone=True), nullable=True))
+    op.add_column("pairs", sa.Column("place", sa.Integer(), nullable=True))
     op.add_column("pairs", sa.Column("value", sa.Float(), nullable=True))
     op.add_column("pairs", sa.Column("trace_version", sa.Integer(), nullable=True))
     op.create_index(
-        "pairs_session", "pairs", ["run_id", "target", "started_at", "trace_id"],
-        postgresql_where=sa.text("started_at IS NOT NULL"),
+        "pairs_session", "pairs", ["run_id", "target", "place"],
+        postgresql_where=sa.text("place IS NOT NULL"),
     )  # fmt: skip
-    op.add_column("trace_scores", sa.Column("basis", sa.LargeBinary(), nullable=True))
 
 
 def downgrade() -> None:
-    op.drop_column("trace_scores", "basis")
     op.drop_index("pairs_session", table_name="pairs")
     for table, columns in (
-        ("pairs", ("trace_version", "value", "started_at")),
+        ("pairs", ("trace_version", "value", "place")),
         ("targets", ("failed_metrics", "metrics", "size")),
     ):
         for column in columns:
