@@ -32,22 +32,13 @@ def start_all(system: Spine, scorer: Any) -> None:
     system.start_judge(scorer)
 
 
-async def done(system: Spine, run_id: UUID) -> dict[str, Any]:
-    async def finished() -> dict[str, Any] | None:
-        (run,) = await system.rows("SELECT * FROM runs WHERE id = :r", r=run_id)
-        return run if run["status"] in ("COMPLETED", "FAILED") else None
-
-    found: dict[str, Any] = await eventually(finished, "the run of sessions is done", 30)
-    return found
-
-
 async def test_every_session_gets_one_score_per_metric_folded_from_its_stored_signals(system: Spine) -> None:
     for n in range(12):
         await talk(system, f"session {n}", 1 + n % 5)
     await talk(system, "none", 0)
     await system.ingest(3)  # traces without a session belong to none
     start_all(system, Chance())
-    run = await done(system, await request(system))
+    run = await system.done(await request(system))
     assert (run["status"], run["total_targets"], run["evaluated_count"], run["failed_count"]) == (
         "COMPLETED",
         12,
@@ -70,7 +61,7 @@ async def test_weights_and_single_metrics_are_kept(system: Spine) -> None:
         await talk(system, f"s{n}", 4)
     start_all(system, Chance())
     weights = {"confidence": 2.5, "loop_detection": 0.0, "tool_correctness": 0.8, "coherence": 0.1}
-    run = await done(system, await request(system, ["agent_consistency"], signal_weights=weights))
+    run = await system.done(await request(system, ["agent_consistency"], signal_weights=weights))
     assert await assert_folded(system, run["id"], ["agent_consistency"]) == 6
     assert (await scores(system, run["id"]))[0]["metadata"]["signal_weights"] == weights
 
@@ -89,7 +80,7 @@ async def test_what_could_not_be_scored_counts_down_too_and_is_never_a_made_up_n
             return await super().__call__(metric, trace, order)
 
     start_all(system, Told())
-    run = await done(system, await request(system))
+    run = await system.done(await request(system))
     assert (run["status"], run["evaluated_count"], run["failed_count"]) == ("COMPLETED", 3, 3)
     assert await assert_folded(system, run["id"]) == 6 and good
     by_name = {(s["session_id"], s["name"]): s for s in await scores(system, run["id"])}
@@ -107,11 +98,11 @@ async def test_a_retry_scores_only_the_failed_metrics_and_only_their_sessions(sy
     start_all(system, calls)
     first = await request(system, filters=SessionRunFilters(min_trace_count=2, user_id=None))
     # Whichever traces were asked first have no confidence.
-    run = await done(system, first)
+    run = await system.done(first)
     failed = [s for s in await scores(system, first) if s["status"] == "FAILED"]
     assert run["failed_count"] == len(failed)
     again = await request(system, ["agent_consistency"], parent_run_id=first, root_run_id=first)
-    retried = await done(system, again)
+    retried = await system.done(again)
     assert retried["total_targets"] == retried["evaluated_count"] == len({s["session_id"] for s in failed})
     assert [(s["session_id"], s["name"]) for s in await scores(system, again)] == [
         (s["session_id"], s["name"]) for s in failed
@@ -125,10 +116,10 @@ async def test_traces_that_come_later_do_not_belong_to_the_run(system: Spine) ->
     await talk(system, "growing", 3)
     await talk(system, "new", 1)
     start_all(system, Chance())
-    run = await done(system, run_id)
+    run = await system.done(run_id)
     assert run["total_targets"] == 1
     assert {s["metadata"]["total_traces_in_session"] for s in await scores(system, run_id)} == {2}
-    later = await done(system, await request(system))
+    later = await system.done(await request(system))
     versions = {
         s["session_version"]
         for r in (run, later)
@@ -144,7 +135,7 @@ async def test_loop_detection_sees_the_three_before_it_in_time_whatever_order_th
         (ids[minute],) = await talk(system, "shuffled", 1, started_at=START + timedelta(minutes=minute), output=minute)
     chance = Chance()
     start_all(system, chance)
-    await done(system, await request(system))
+    await system.done(await request(system))
     seen = {t: [e.output for e in o.earlier] for t, m, o in chance.asked if m == "loop_detection"}
     assert seen == {ids[n]: list(range(max(0, n - 3), n)) for n in range(5)}
     indexes = {t: [e.index for e in o.earlier] for t, m, o in chance.asked if m == "loop_detection"}
@@ -177,7 +168,7 @@ async def test_the_count_and_the_expansion_choose_the_same_sessions(
     await talk(system, "d", 9, tags=["x", "y"], user_id="ann", status="ERROR")
     await talk(system, "a", 9, user_id="ann", status="ERROR", started_at=START + timedelta(days=1))
     start_all(system, Calls())
-    run = await done(system, run_id)
+    run = await system.done(run_id)
     found = {s["session_id"] for s in await scores(system, run_id)}
     assert sorted(found) == matching and before["total_targets"] == run["total_targets"] == len(matching)
 
@@ -186,7 +177,7 @@ async def test_a_sample_of_sessions_is_always_the_same(system: Spine) -> None:
     for n in range(10):
         await talk(system, f"s{n}", 1)
     start_all(system, Calls())
-    run = await done(system, await request(system, ["agent_reliability"], sampling_rate=0.35))
+    run = await system.done(await request(system, ["agent_reliability"], sampling_rate=0.35))
     assert run["total_targets"] == 3 == len(await scores(system, run["id"]))
 
 
@@ -206,7 +197,7 @@ async def test_sessions_whose_traces_are_deleted_meanwhile_hold_nothing_up(syste
     await delete([*under_way, half[0]])
     assert calls.gate is not None
     calls.gate.set()
-    run = await done(system, run_id)
+    run = await system.done(run_id)
     assert (run["total_targets"], run["evaluated_count"], run["failed_count"]) == (2, 2, 2)
     stored = await scores(system, run_id)
     assert {s["session_id"] for s in stored} == {"half"} and len(stored) == 2
@@ -219,7 +210,7 @@ async def test_a_run_of_sessions_that_are_all_gone_ends(system: Spine) -> None:
     async with system.database.begin() as tx:
         await traces.delete(tx, system.project, ids)
     start_all(system, Calls())
-    run = await done(system, run_id)
+    run = await system.done(run_id)
     assert (run["status"], run["total_targets"], run["evaluated_count"], run["left"]) == ("COMPLETED", 0, 0, 0)
 
 
