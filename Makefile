@@ -48,6 +48,14 @@ bench-lists: install ## every list over 100,000 traces and a million spans; ARGS
 bench-judging: install ## calls and tokens of judging the demo's traces, isolated and grouped
 	@$(PY) -m steelyard_local.bench.judging $(ARGS)
 
+.PHONY: bench-folding
+bench-folding: install ## signals folded into session scores: in batches against one by one, side by side
+	@$(PY) -m steelyard_local.bench.folding $(ARGS)
+
+.PHONY: bench-sessions
+bench-sessions: install ## a run over 20,000 sessions through all services, and their memory; ARGS="--sessions 2000 --traces 5"
+	@$(PY) -m steelyard_local.bench.whole $(ARGS)
+
 .PHONY: prices
 prices: install ## the vendors' list prices, out of the pinned litellm, into the table that the API reads
 	@$(PY) -m steelyard_local.prices
