@@ -17,7 +17,7 @@ from steelyard.metrics.judging import Embedded
 from steelyard.metrics.sessions import SIGNALS
 from steelyard.store import traces
 from steelyard_judge.dialogue import scoring
-from steelyard_judge.model import Gateway
+from steelyard_judge.model import Gateway, Usage
 from steelyard_judge.paying import Ledger
 from steelyard_judge.signals import StoredSignals
 from stub_model import Stub, stub_model
@@ -26,7 +26,7 @@ MODEL = "openai/stub"
 
 
 class Vectors:
-    async def embed(self, texts: Sequence[str]) -> Embedded:
+    async def embed(self, texts: Sequence[str], usage: Usage | None = None) -> Embedded:
         return Embedded(tuple((1.0, float(len(t))) for t in texts), "test")
 
     async def start(self) -> None: ...

@@ -47,7 +47,7 @@ class Answers:
 
 
 class Vectors:
-    async def embed(self, texts: Sequence[str]) -> Embedded:
+    async def embed(self, texts: Sequence[str], usage: Usage | None = None) -> Embedded:
         return Embedded(tuple((1.0, 0.0) for _ in texts), "test")
 
     async def start(self) -> None: ...

@@ -11,6 +11,7 @@ from steelyard_judge.handlers import judge
 from steelyard_judge.model import Gateway
 from steelyard_judge.paying import Ledger
 from steelyard_judge.signals import StoredSignals
+from steelyard_judge.vectors import Remembering
 
 
 async def run() -> None:
@@ -19,7 +20,7 @@ async def run() -> None:
     gateway = Gateway(settings)
     model = settings.embedding_model
     local = model is None or model.startswith("local/")
-    embedder: Embedder = LocalEmbedder(model) if local else ApiEmbedder(gateway, str(model))
+    embedder: Embedder = Remembering(LocalEmbedder(model) if local else ApiEmbedder(gateway, str(model)))
     book = Ledger(database)
     score = scoring(gateway, embedder, CATALOGUE, settings, book, settings.judge_grouped, StoredSignals(database))
     service = judge(settings.judge_slots, database, score)

@@ -4,8 +4,8 @@ import asyncio
 import hashlib
 import hmac
 from collections import Counter
-from collections.abc import Callable, Coroutine, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 from uuid import UUID
 
@@ -14,7 +14,7 @@ import orjson
 from steelyard.errors import Later
 from steelyard.metrics import SESSION_SIGNALS
 from steelyard.metrics.grouped import GROUPED
-from steelyard.metrics.judging import Case, Embed, Metric, NotScored, Question, Reply, Score, metadata_of
+from steelyard.metrics.judging import Case, Embed, Embedded, Metric, NotScored, Question, Reply, Score, metadata_of
 from steelyard.metrics.rules import JUDGE, rule
 from steelyard.providers import RULES
 from steelyard.settings import Settings
@@ -146,7 +146,24 @@ def case_of(trace: Trace, secret: str) -> Case:
     return replace(case, boundary=f"record-{mark[:16]}", nonce=mark[16:28])
 
 
-async def converse(metric: Metric, case: Case, answerer: Answerer, embedder: Embedder) -> Score | NotScored:
+class Vectors(Protocol):
+    """Who gives vectors to one conversation."""
+
+    async def embed(self, texts: Sequence[str]) -> Embedded: ...
+
+
+@dataclass
+class Metered:
+    """An embedder as one conversation uses it, and what that cost."""
+
+    embedder: Embedder
+    usage: Usage = field(default_factory=Usage)
+
+    async def embed(self, texts: Sequence[str]) -> Embedded:
+        return await self.embedder.embed(texts, self.usage)
+
+
+async def converse(metric: Metric, case: Case, answerer: Answerer, embedder: Vectors) -> Score | NotScored:
     """A trace that is too large for the model is shown once more at half the size."""
     try:
         return await _conversation(metric, case, answerer, embedder)
@@ -159,7 +176,7 @@ async def converse(metric: Metric, case: Case, answerer: Answerer, embedder: Emb
         return _told(metric, case, NotScored(e.reason), e.judge, asked=True)
 
 
-async def _conversation(metric: Metric, case: Case, answerer: Answerer, embedder: Embedder) -> Score | NotScored:
+async def _conversation(metric: Metric, case: Case, answerer: Answerer, embedder: Vectors) -> Score | NotScored:
     asked_judge = asked_any = False
     talk = metric.judging(case)
     answer: Any = None
@@ -296,15 +313,17 @@ def scoring(
         return replace(result, metadata={**result.metadata, "basis": basis}) if isinstance(result, Score) else result
 
     async def conversed(found: Metric, case: Case, order: Order) -> Score | NotScored:
-        if order.model == RULES:
-            return await converse(found, case, Rules(), embedder)
         payer = Payer(gateway, book, order, found, settings) if book else None
-        answerer = Model(payer or gateway, order.model, shared, str(order.root_run_id))
+        model = Model(payer or gateway, order.model, shared, str(order.root_run_id))
+        vectors = Metered(embedder)
         try:
-            result = await converse(found, case, answerer, embedder)
+            result = await converse(found, case, Rules() if order.model == RULES else model, vectors)
         finally:
             if payer:
+                payer.embedded(vectors.usage)
                 await payer.settled()
+        if vectors.usage.calls:
+            result = replace(result, metadata={**result.metadata, "embedding": vectors.usage.as_json()})
         return payer.told(result) if payer else result
 
     return score

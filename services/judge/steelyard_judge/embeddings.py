@@ -13,7 +13,7 @@ import orjson
 from steelyard.errors import Later
 from steelyard.metrics.judging import Embedded
 from steelyard.tasks import ended
-from steelyard_judge.model import Gateway
+from steelyard_judge.model import Gateway, Usage
 
 LOCAL = (None, "local/use-multilingual-v3", "local/ngram-hash-v1")
 MOST_AT_ONCE = 64
@@ -21,7 +21,7 @@ CHILD_SECONDS = 60
 
 
 class Embedder(Protocol):
-    async def embed(self, texts: Sequence[str]) -> Embedded: ...
+    async def embed(self, texts: Sequence[str], usage: Usage | None = None) -> Embedded: ...
 
     async def start(self) -> None: ...
 
@@ -66,7 +66,7 @@ class LocalEmbedder:
     async def unwell(self) -> str | None:
         return None
 
-    async def embed(self, texts: Sequence[str]) -> Embedded:
+    async def embed(self, texts: Sequence[str], usage: Usage | None = None) -> Embedded:
         answer: asyncio.Future[Embedded] = asyncio.get_running_loop().create_future()
         self._waiting.append((texts, answer))
         if self._asking is None or self._asking.done():
@@ -157,7 +157,9 @@ class ApiEmbedder:
     async def unwell(self) -> str | None:
         return None
 
-    async def embed(self, texts: Sequence[str]) -> Embedded:
+    async def embed(self, texts: Sequence[str], usage: Usage | None = None) -> Embedded:
+        """What it costs is added to `usage`."""
+        short = [t[:24_000] for t in texts]
         with contextlib.suppress(ValueError):
-            return Embedded(await self._gateway.embed(self._model, [t[:24_000] for t in texts]), self._model)
+            return Embedded(await self._gateway.embed(self._model, short, usage or Usage()), self._model)
         raise Later(f"{self._model} answered without vectors")

@@ -208,8 +208,8 @@ class Gateway:
         why = f"the judge's reply cannot be used: {problem}"
         raise Unanswered(why, self._judge(model, usage), _without(storable(said), self._kept_from(question.case)))
 
-    async def embed(self, model: str, texts: Sequence[str]) -> tuple[Sequence[float], ...]:
-        answer = await self._call("aembedding", model, Usage(), input=list(texts))
+    async def embed(self, model: str, texts: Sequence[str], usage: Usage) -> tuple[Sequence[float], ...]:
+        answer = await self._call("aembedding", model, usage, input=list(texts))
         rows = sorted(answer.data, key=lambda d: d["index"])
         if len(rows) != len(texts):
             raise ValueError("not one vector for each text")

@@ -131,6 +131,13 @@ class Payer:
                 made = [self._made(n, wanted, question, model, reply if n is notes[-1] else None) for n in notes]
                 self._written.append(self.book.write(made))
 
+    def embedded(self, usage: Usage) -> None:
+        """Vectors that an API was paid for: written down, and found again only as long as this process remembers them."""
+        model, wanted = str(self.settings.embedding_model), Wanted(self.order.project_id, self.order.root_run_id, b"")
+        if usage.notes:
+            made = [self._call(n, wanted, "embed", model, n.outcome, None) for n in usage.notes]
+            self._written.append(self.book.write(made))
+
     async def settled(self) -> None:
         """All that this conversation paid for is committed."""
         for written in self._written:
@@ -153,9 +160,12 @@ class Payer:
 
     def _made(self, note: CallNote, wanted: Wanted, question: Question, model: str, reply: Reply | None) -> Made:
         outcome = "unusable" if note.outcome == "ok" and reply is None else note.outcome
+        return self._call(note, wanted, question.stage, model, outcome, reply)
+
+    def _call(self, note: CallNote, wanted: Wanted, stage: str, model: str, outcome: str, reply: Reply | None) -> Made:
         return Made(
             wanted=wanted, run_id=self.order.run_id, trace_id=self.order.trace_id, metric=self.metric.name,
-            metric_version=self.metric.version, stage=question.stage, model=model, attempt=self.order.attempt,
+            metric_version=self.metric.version, stage=stage, model=model, attempt=self.order.attempt,
             outcome=outcome, input_tokens=note.input_tokens, output_tokens=note.output_tokens,
             cached_tokens=note.cached_tokens, cost=note.cost, seconds=note.seconds,
             reply=reply.model_dump(mode="json") if reply is not None else None,

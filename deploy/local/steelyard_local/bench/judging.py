@@ -50,7 +50,7 @@ class Scripted(Gateway):
 
 
 class NoVectors:
-    async def embed(self, texts: Sequence[str]) -> Embedded:
+    async def embed(self, texts: Sequence[str], usage: Usage | None = None) -> Embedded:
         raise AssertionError("no judge metric needs an embedding")
 
     async def start(self) -> None: ...
