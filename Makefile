@@ -48,6 +48,10 @@ bench-lists: install ## every list over 100,000 traces and a million spans; ARGS
 bench-judging: install ## calls and tokens of judging the demo's traces, isolated and grouped
 	@$(PY) -m steelyard_local.bench.judging $(ARGS)
 
+.PHONY: bench-embeddings
+bench-embeddings: install ## how well the local embedders tell answers from none, and loops from progress
+	@$(PY) -m pytest -s tests/metrics/test_embedders_measured.py $(ARGS)
+
 .PHONY: prices
 prices: install ## the vendors' list prices, out of the pinned litellm, into the table that the API reads
 	@$(PY) -m steelyard_local.prices
