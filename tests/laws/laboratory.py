@@ -1,6 +1,5 @@
 """What the laws need to look at: jobs sent, calls noted, outcomes published, offsets committed."""
 
-import asyncio
 import os
 import subprocess
 import sys
@@ -142,12 +141,11 @@ class Laboratory:
 
 
 async def _partitions(consumer: Any, name: str) -> set[int]:
-    for _ in range(100):
+    async def known() -> Any:
         await consumer._client.force_metadata_update()
-        if found := consumer.partitions_for_topic(name):
-            return set(found)
-        await asyncio.sleep(0.05)
-    raise AssertionError(f"no topic {name}")
+        return consumer.partitions_for_topic(name)
+
+    return set(await eventually(known, f"there is a topic {name}", 5))
 
 
 @contextmanager
