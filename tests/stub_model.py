@@ -23,6 +23,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 LEVELS = (0.0, 0.25, 0.5, 0.75, 1.0)
 TRICKLE = "x-stub-trickle"
+SEEN = "as the stub sees it"
 WIRES = ("/chat/completions", "/embeddings", "/messages", ":generateContent")
 _NONCE = re.compile(r'"nonce" must be exactly "([^"]+)"')
 _BOUNDARY = re.compile(r"<<<(\S+)")
@@ -48,7 +49,8 @@ MODES: Mapping[str, Mapping[str, Any]] = {
 class Behaviour(BaseModel):
     """How requests are answered: the next `times` of them, or all until told otherwise. `say` is a whole reply, in
     which NONCE stands for the right nonce; `refuse` names the response formats that get a 400, and more than `at_most`
-    calls at once a 429. In `message` and `say`, HEADERS stands for the request's own: its key."""
+    calls at once a 429. In `message` and `say`, HEADERS stands for the request's own: its key. The texts of a `signed`
+    reply hold its question's mark, by which the stats count too."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -64,6 +66,7 @@ class Behaviour(BaseModel):
     wrong_nonce: bool = False
     say: str | None = None
     score: float | None = None
+    signed: bool = False
     refuse: tuple[str, ...] = ()
     refusal: str | None = None
     at_most: int | None = None
@@ -80,6 +83,7 @@ class Stub:
     in_flight: int = 0
     max_in_flight: int = 0
     by_trace: Counter[str] = field(default_factory=Counter)
+    by_question: Counter[str] = field(default_factory=Counter)
     limited: int = 0
     requests: list[dict[str, Any]] = field(default_factory=list)
     heads: list[str] = field(default_factory=list)
@@ -93,7 +97,7 @@ class Stub:
 
     def stats(self) -> dict[str, Any]:
         counted = {"calls": self.calls, "in_flight": self.in_flight, "max_in_flight": self.max_in_flight}
-        return {**counted, "by_trace": dict(self.by_trace)}
+        return {**counted, "by_trace": dict(self.by_trace), "by_question": dict(self.by_question)}
 
     def behaviour(self) -> Behaviour:
         if self.told is None or self.left == 0:
@@ -145,6 +149,7 @@ class Stub:
     async def asked(self, path: str, head: str, raw: dict[str, Any]) -> tuple[int, Any, Mapping[str, str]]:
         request = _heard(path, raw)
         self.requests = [*self.requests[-99:], request]
+        self.by_question[_mark(request)] += 1
         if found := _BOUNDARY.search(_said(request, "user")):
             self.by_trace[found.group(1)] += 1
         how = self.behaviour()
@@ -285,7 +290,14 @@ def _reply(request: Mapping[str, Any], prompt: str, how: Behaviour) -> str:
     answer["nonce"] = "0" * len(nonce) if how.wrong_nonce else nonce
     if how.score is not None and "score" in answer:
         answer["score"] = how.score
-    return orjson.dumps(answer).decode()
+    said = orjson.dumps(answer).decode()
+    return said.replace(SEEN, f"{SEEN}, {_mark(request)}") if how.signed else said
+
+
+def _mark(request: Mapping[str, Any]) -> str:
+    """The same for the same question, whoever asks it and however often."""
+    said = f"{_said(request, 'system')}\0{_said(request, 'user')}"
+    return f"question-{hashlib.blake2b(said.encode('utf-8', 'replace'), digest_size=6).hexdigest()}"
 
 
 def _schema(request: Mapping[str, Any], prompt: str) -> dict[str, Any]:
@@ -312,7 +324,7 @@ def filled(schema: Mapping[str, Any], defs: Mapping[str, Any], number: int, name
     if schema.get("type") == "array":
         return [filled(schema.get("items", {}), defs, number, name) for _ in range(schema.get("minItems", 0))]
     plain = {"boolean": number % 2 == 0, "integer": 0, "number": LEVELS[number % 5], "null": None}
-    return plain.get(schema.get("type", ""), f"{name or 'text'} as the stub sees it")
+    return plain.get(schema.get("type", ""), f"{name or 'text'} {SEEN}")
 
 
 def _number(text: str) -> int:

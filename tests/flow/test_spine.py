@@ -4,14 +4,17 @@ import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
+from pathlib import Path
 from uuid import UUID
 
 import pytest
 from aiokafka import TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, RecordsToDelete
+from prometheus_client import REGISTRY
 
 from addresses import Urls
 from eventually import eventually
+from laboratory import Laboratory
 from spine import Calls, Spine, spine
 from steelyard.errors import Later
 from steelyard.events import RunExpanded, TraceJob, TraceScored
@@ -171,18 +174,22 @@ async def test_reading_everything_twice_changes_nothing(system: Spine) -> None:
     assert (after_runs, after_scores) == before
 
 
-async def test_a_message_delivered_three_times_has_one_effect(system: Spine) -> None:
-    calls = Calls(seconds=0.05)
+async def test_a_job_that_is_delivered_three_times_is_judged_once(system: Spine, tmp_path: Path) -> None:
+    calls, topics = Calls(gate=asyncio.Event()), Laboratory(system.cluster, tmp_path)
     start_all(system, calls)
-    await system.ingest(6)
+    await system.ingest(3)
     run_id = await system.request(["one"])
-    await system.done(run_id)
-    # The ledger forgets that the jobs were sent: they are sent again, and again, while results are settled.
-    for _ in range(2):
-        await system.rows("UPDATE pairs SET status = 'owed' WHERE status = 'dispatched' RETURNING 1")
+    await eventually(lambda: len(calls.made) == 3, "every pair is under way")
+    await topics.repeat("jobs.trace")
+    await eventually(lambda: in_flight("judge") == 6, "each job is there twice, and one of both waits")
+    assert calls.gate is not None
+    calls.gate.set()
     run = await system.done(run_id)
-    assert (run["evaluated_count"], run["failed_count"]) == (6, 0)
-    assert len(await system.rows("SELECT 1 FROM trace_scores")) == 6
+    assert (run["evaluated_count"], run["failed_count"]) == (3, 0)
+    await topics.repeat("jobs.trace")
+    await topics.read_to_the_end("jobs.trace", by="judge")
+    assert set(Counter(calls.made).values()) == {1} and len(calls.made) == 3
+    assert len(await system.rows("SELECT 1 FROM trace_scores")) == 3
 
 
 async def test_a_job_whose_outcome_was_lost_is_sent_again(system: Spine) -> None:
@@ -275,6 +282,10 @@ async def test_an_unreadable_run_fails_and_says_why(system: Spine) -> None:
         assert run["evaluated_count"] == 1
     else:
         assert "filters" in run["error_message"]
+
+
+def in_flight(service: str) -> float | None:
+    return REGISTRY.get_sample_value("steelyard_window_in_flight", {"service": service})
 
 
 class _Deaf:

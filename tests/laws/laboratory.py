@@ -1,6 +1,5 @@
 """What the laws need to look at: jobs sent, calls noted, outcomes published, offsets committed."""
 
-import asyncio
 import os
 import subprocess
 import sys
@@ -15,8 +14,9 @@ from uuid import NAMESPACE_OID, uuid4, uuid5
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
 
-from steelyard.events import Owed, TraceJob, decode
-from steelyard.kafka import Cluster, Publisher
+from eventually import eventually
+from steelyard.events import Owed, TraceJob, decode, topics
+from steelyard.kafka import Cluster, Publisher, Readers
 from steelyard.progress import remembered
 from steelyard_local.processes import free_port
 
@@ -100,6 +100,30 @@ class Laboratory:
         finally:
             await consumer.stop()
 
+    async def repeat(self, topic: str) -> None:
+        """Every record of a topic once more, as a redelivery would bring it."""
+        records = await self.everything(topic)
+        publisher = Publisher(self.cluster)
+        await publisher.start()
+        try:
+            await publisher.send([(topic, r.key, r.value, ()) for r in records])
+        finally:
+            await publisher.stop()
+
+    async def read_to_the_end(self, topic: str, by: str) -> None:
+        """Waits until a service has committed all that the topic holds."""
+        readers, partitions = Readers(self.cluster), topics()[topic]
+        await readers.start()
+
+        async def read() -> bool:
+            ends, committed = await readers.ends(topic, partitions), await readers.committed(by, topic, partitions)
+            return all(committed.get(p, 0) >= end for p, end in ends.items())
+
+        try:
+            await eventually(read, f"{by} has read all of {topic}")
+        finally:
+            await readers.stop()
+
     async def covered(self, places: dict[tuple[int, int], str]) -> set[str]:
         """Targets that the committed offsets and their notes say are finished."""
         admin = AIOKafkaAdminClient(bootstrap_servers=self.cluster.bootstrap)
@@ -117,12 +141,11 @@ class Laboratory:
 
 
 async def _partitions(consumer: Any, name: str) -> set[int]:
-    for _ in range(100):
+    async def known() -> Any:
         await consumer._client.force_metadata_update()
-        if found := consumer.partitions_for_topic(name):
-            return set(found)
-        await asyncio.sleep(0.05)
-    raise AssertionError(f"no topic {name}")
+        return consumer.partitions_for_topic(name)
+
+    return set(await eventually(known, f"there is a topic {name}", 5))
 
 
 @contextmanager

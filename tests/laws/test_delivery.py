@@ -1,7 +1,7 @@
 """What the frame does with a message: handled, waited for, or buried with its reason, and never skipped."""
 
 import asyncio
-from collections.abc import Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 from uuid import UUID
@@ -90,6 +90,46 @@ async def test_outputs_are_published_before_the_message_is_done() -> None:
 
     await delivery(post).one(records(1)[0], handle)
     assert [e.run_id.int for e in post.published if isinstance(e, RunRequested)] == [7, 8]
+
+
+async def test_an_output_that_the_broker_does_not_take_yet_is_sent_again_and_the_handler_goes_on() -> None:
+    """Beginning anew would cut off what the handler has under way: calls that are paid for."""
+    post, began = Post(away=2), list[int]()
+
+    async def handle(event: RunRequested) -> AsyncIterator[RunRequested]:
+        began.append(1)
+        yield run(7)
+        yield run(8)
+
+    await delivery(post).one(records(1)[0], handle)
+    assert [e.run_id.int for e in post.published if isinstance(e, RunRequested)] == [7, 8] and began == [1]
+
+
+@pytest.mark.parametrize("how", ["the broker refuses", "it is cancelled"])
+async def test_when_a_message_is_done_so_is_its_handler(how: str) -> None:
+    """A handler cut off between two outputs ends before its message does, and not when somebody collects it."""
+    ended, reached = list[str](), asyncio.Event()
+
+    class Refusing(Post):
+        async def publish(self, events: Iterable[Event]) -> None:
+            reached.set()
+            if how == "it is cancelled":
+                await asyncio.Event().wait()
+            raise Never("too large")
+
+    async def handle(event: RunRequested) -> AsyncIterator[RunRequested]:
+        try:
+            yield run(7)
+        finally:
+            await asyncio.sleep(0)  # an ending takes its turns of the loop
+            ended.append(how)
+
+    delivering = asyncio.create_task(delivery(Refusing()).one(records(1)[0], handle))
+    await reached.wait()
+    if how == "it is cancelled":
+        delivering.cancel()
+    await asyncio.wait([delivering])
+    assert ended == [how]
 
 
 @pytest.mark.parametrize("error", [Never("refused"), KeyError("a bug")])

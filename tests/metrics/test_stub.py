@@ -58,6 +58,16 @@ async def test_it_misbehaves_as_it_is_told_and_stops_when_it_is_told(
     assert holds not in (await said(client))[0]
 
 
+async def test_a_question_is_counted_by_its_mark_which_a_signed_answer_holds(client: httpx.AsyncClient) -> None:
+    await client.post("/control", json={"signed": True})
+    for _ in range(2):
+        text = (await said(client))[0]
+    await said(client, messages=[SYSTEM, {"role": "user", "content": "Another one."}])
+    counted = (await client.get("/stats")).json()["by_question"]
+    (mark,) = (m for m in counted if m in text)
+    assert counted.pop(mark) == 2 and list(counted.values()) == [1]
+
+
 async def test_a_truncated_answer_says_so(client: httpx.AsyncClient) -> None:
     await client.post("/control", json={"mode": "truncated"})
     assert (await said(client))[1] == "length"

@@ -5,7 +5,9 @@ import inspect
 import logging
 import random
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
+from contextlib import aclosing
+from functools import partial
 from typing import Any, Protocol, cast
 
 from aiokafka.errors import KafkaError
@@ -62,7 +64,7 @@ class Delivery:
         name = type(event).__name__
         try:
             with telemetry.continued(f"{self._service} {name}", record.headers), self._handling(name):
-                await self._patiently(lambda: self._handle(handler, event), name)
+                await self._patiently(lambda: self._handle(handler, event, name), name)
         except MostlyFailing:
             raise
         except Exception as e:
@@ -80,7 +82,7 @@ class Delivery:
         events = [e for _, e in readable]
         try:
             with self._handling("batch"):
-                await self._patiently(lambda: self._handle(handler, events), "batch")
+                await self._patiently(lambda: self._handle(handler, events, "batch"), "batch")
         except Exception as e:
             if len(readable) == 1:
                 await self._bury(readable[0][0], type(events[0]).__name__, e)
@@ -92,9 +94,12 @@ class Delivery:
             for event in events:
                 self._passed(type(event).__name__)
 
-    async def _handle(self, handler: Handler, given: Event | Sequence[Event]) -> None:
-        async for events in _outputs(handler(given)):
-            await self._post.publish(events)
+    async def _handle(self, handler: Handler, given: Event | Sequence[Event], name: str) -> None:
+        """An output that the broker does not take yet is kept and sent again: beginning anew would end what the handler
+        has under way. However it ends, the handler has ended too when this returns."""
+        async with aclosing(_outputs(handler(given))) as outputs:
+            async for events in outputs:
+                await self._patiently(partial(self._post.publish, events), name)
 
     async def _decoded(self, record: Any) -> Event | None:
         found: list[Event] = []
@@ -109,12 +114,13 @@ class Delivery:
             return None
         return found[0]
 
-    async def _patiently(self, attempt: Callable[[], Awaitable[None]], name: str) -> None:
+    async def _patiently(self, attempt: Callable[[], Awaitable[Any]], name: str) -> None:
         """A dependency that is away is waited for, here, with the offset where it is."""
         tries = 0
         while True:
             try:
-                return await attempt()
+                await attempt()
+                return
             except Exception as e:
                 if not _waits(e):
                     raise
@@ -143,11 +149,12 @@ class Delivery:
         return telemetry.handling(self._service, name)
 
 
-async def _outputs(result: Any) -> AsyncIterator[Sequence[Event]]:
+async def _outputs(result: Any) -> AsyncGenerator[Sequence[Event], None]:
     """What a handler gives: nothing, events, or events one after the other as they become true."""
     if inspect.isasyncgen(result):
-        async for event in cast(AsyncIterator[Event], result):
-            yield (event,)
+        async with aclosing(cast(AsyncGenerator[Event, None], result)) as events_in_turn:
+            async for event in events_in_turn:
+                yield (event,)
         return
     if inspect.isawaitable(result):
         result = await result

@@ -135,6 +135,7 @@ class _Running:
         self._failure: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._started: list[Callable[[], Awaitable[None]]] = []
         self._broker: KafkaBroker | None = None
+        self._stopping = asyncio.Event()
         self._ready = False
 
     async def until_stopped(self, stop: "asyncio.Event") -> None:
@@ -231,6 +232,8 @@ class _Running:
         delivery = Delivery(self._service.name, topic, self._publisher)
 
         async def deliver(message: KafkaMessage) -> None:
+            if self._stopping.is_set():
+                return  # not handled, not committed: the next owner's
             records = message.raw_message if isinstance(message.raw_message, tuple) else (message.raw_message,)
             try:
                 if flow.many:
@@ -240,7 +243,8 @@ class _Running:
                         await delivery.one(record, handler)
             except MostlyFailing as e:
                 await self._give_up(e)
-            await _commit(message.consumer, records)
+            else:
+                await _commit(message.consumer, records)
 
         subscriber(deliver)
 
@@ -284,10 +288,14 @@ class _Running:
                     bell.clear()
 
     async def _give_up(self, error: Exception) -> None:
-        """Says so and waits to be stopped: returning would move the offset."""
+        """Says so and waits for the stop, so that no later batch moves the offset; a drain has nothing to wait for here."""
+        self._failed(error)
+        await self._stopping.wait()
+
+    def _failed(self, error: BaseException) -> None:
         if not self._failure.done():
+            log.error("%s: cannot go on: %s", self._service.name, error)
             self._failure.set_exception(error)
-        await asyncio.Event().wait()
 
     def _spawn(self, work: Any) -> None:
         task = asyncio.ensure_future(work)
@@ -295,11 +303,12 @@ class _Running:
         self._tasks.append(task)
 
     def _died(self, task: "asyncio.Task[None]") -> None:
-        if not task.cancelled() and (error := task.exception()) and not self._failure.done():
-            self._failure.set_exception(error)
+        if not task.cancelled() and (error := task.exception()):
+            self._failed(error)
 
     async def _stop(self) -> None:
         """Consumers first, so that what is in flight can still publish; the publisher last."""
+        self._stopping.set()
         for stop in reversed(self._started[1 + len(self._service.parts) :]):
             with suppress(KafkaError):
                 await stop()

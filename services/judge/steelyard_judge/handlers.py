@@ -3,7 +3,8 @@
 import asyncio
 import logging
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable
+from contextlib import aclosing
 from datetime import datetime, timedelta
 from uuid import UUID
 
@@ -15,6 +16,7 @@ from steelyard.metrics.judging import NotScored, Score
 from steelyard.runs import GONE
 from steelyard.service import Service
 from steelyard.store.database import Database, reason, temporary
+from steelyard.tasks import ended
 from steelyard.traces import Trace
 from steelyard_judge.lookup import Lookup
 from steelyard_judge.orders import Order
@@ -46,9 +48,10 @@ def judge(slots: int, database: Database, score: Scorer, clock: Clock = utc_now)
             for o in owed:
                 yield _scored(job, o, NotScored(GONE), None)
             return
-        async for outcome in _as_they_come(_pair(job, o, trace) for o in owed):
-            if outcome is not None:
-                yield outcome
+        async with aclosing(_as_they_come(_pair(job, o, trace) for o in owed)) as outcomes:
+            async for outcome in outcomes:
+                if outcome is not None:
+                    yield outcome
 
     async def _pair(job: TraceJob, owed: Owed, trace: Trace) -> Outcome | None:
         """One conversation at a time for a pair, also when its job was delivered twice: the first one answers."""
@@ -59,15 +62,17 @@ def judge(slots: int, database: Database, score: Scorer, clock: Clock = utc_now)
         under_way[key] = asyncio.Event()
         try:
             async with conversations:
-                # Asked when the slot opens, not when the job was fetched: minutes may lie between.
-                if owed.metric not in await lookup.wanted(job.run_id, job.trace_id):
-                    return None
                 return await _converse(job, owed, trace)
         finally:
             under_way.pop(key).set()
 
-    async def _converse(job: TraceJob, owed: Owed, trace: Trace) -> Outcome:
+    async def _converse(job: TraceJob, owed: Owed, trace: Trace) -> Outcome | None:
+        """Whatever fails is this pair's own outcome, its look-up too: raising would end the job's other conversations,
+        and calls that are under way are paid for."""
         try:
+            # Asked when the slot opens, not when the job was fetched: minutes may lie between.
+            if owed.metric not in await lookup.wanted(job.run_id, job.trace_id):
+                return None
             before = job.in_session and owed.metric in SESSION_SIGNALS
             earlier = await lookup.earlier(job.run_id, job.trace_id) if before else ()
             return _scored(job, owed, await score(owed.metric, trace, Order.of(job, owed, earlier)), trace)
@@ -119,14 +124,14 @@ def _deferred(job: TraceJob, owed: Owed, why: str, until: datetime, counts: bool
     )
 
 
-async def _as_they_come(works: Iterable[Awaitable[Outcome | None]]) -> AsyncIterator[Outcome | None]:
+async def _as_they_come(works: Iterable[Awaitable[Outcome | None]]) -> AsyncGenerator[Outcome | None, None]:
+    """Closed early, it waits for the end of what it began: a conversation that is cut off still writes down its calls."""
     tasks = [asyncio.ensure_future(w) for w in works]
     try:
         for done in asyncio.as_completed(tasks):
             yield await done
     finally:
-        for task in tasks:
-            task.cancel()
+        await ended(tasks)
 
 
 def _pause(attempt: int) -> float:
