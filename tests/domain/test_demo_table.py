@@ -4,9 +4,9 @@ from datetime import UTC, datetime, timedelta
 from uuid import uuid4
 
 from steelyard.traces import Trace
-from steelyard_local.demo import about_judge, judge_of, rows_of
+from steelyard_local.demo import about_judge, judge_of, rows_of, sessions_of
 from steelyard_local.demo_traces import TAG, demo_traces
-from steelyard_local.screen import Mark, Paint, Row, bar, eta, table, unscored, whys
+from steelyard_local.screen import Mark, Paint, Row, SessionRow, bar, eta, sessions_table, table, unscored, whys
 
 NOW = datetime(2026, 11, 21, 12, tzinfo=UTC)
 METRICS = ["task_completion", "coherence"]
@@ -19,7 +19,7 @@ def a_row(session: str, name: str, *values: float | None, at: str = "2026-11-21T
 
 def test_a_table_is_sorted_by_session_and_then_by_time() -> None:
     later, sooner = a_row("s-1", "later", 1.0, 1.0, at="2026-11-21T11:00:00"), a_row("s-1", "sooner", 1.0, 1.0)
-    lines = table([a_row("s-2", "other", 1.0, 1.0), later, sooner], METRICS).splitlines()[2:]
+    lines = table([a_row("s-2", "other", 1.0, 1.0), later, sooner], METRICS).splitlines()[3:]
     assert [line.split()[:2] for line in lines] == [["s-1", "sooner"], ["later", "1.00"], ["s-2", "other"]]
 
 
@@ -109,3 +109,40 @@ def test_every_span_of_a_demo_trace_lies_inside_its_parent() -> None:
         for span in spans.values():
             outer = spans.get(span["parent_span_id"], told)
             assert outer["started_at"] <= span["started_at"] <= span["ended_at"] <= outer["ended_at"]
+
+
+EIGHT = [
+    "task_completion", "tool_correctness", "argument_correctness", "step_efficiency", "confidence", "plan_adherence",
+    "plan_quality", "coherence",
+]  # fmt: skip
+
+
+def test_eight_metrics_have_room_beside_names_on_an_ordinary_terminal() -> None:
+    marks = {m: Mark(0.75) for m in EIGHT}
+    for width in (100, 120, 140):
+        lines = table([Row("trip-lisbon", "travel-agent", "", marks)], EIGHT, width=width).splitlines()
+        assert all(len(line) <= width for line in lines)
+        assert lines[-1].count("0.75") == 8 and lines[0].split()[0] == "task"
+    assert "correctness" in table([Row("s", "a", "", marks)], EIGHT, width=140)
+
+
+def test_sessions_are_told_worst_first_with_the_trace_that_drags_each_one_down() -> None:
+    def score(session: str, name: str, value: str | None, **told: object) -> dict[str, object]:
+        return {"session_id": session, "name": name, "value": value, "reason": "r", "metadata": told}
+
+    signals = {"t-1": {"confidence_risk": 0.1, "tool_risk": 0.8, "step_risk": 0.64}}
+    found = [
+        score("good", "agent_reliability", "0.9", worst_trace="t-2", total_traces_in_session=3),
+        score(
+            "poor", "agent_reliability", "0.36", worst_trace="t-1", per_trace_signals=signals, total_traces_in_session=4
+        ),
+        score("poor", "agent_consistency", "0.7", worst_trace="t-2"),
+        score("lost", "agent_reliability", None, total_traces_in_session=1),
+    ]
+    lines = sessions_table(
+        sessions_of(found, {"t-1": "bookings", "t-2": "x"}), ["agent_reliability", "agent_consistency"]
+    )
+    assert [line.split()[0] for line in lines.splitlines()[2:]] == ["lost", "poor", "good"]
+    poor = lines.splitlines()[3]
+    assert poor.split()[:2] == ["poor", "4"] and "bookings: tool_correctness 0.20" in poor and "✗ 0.36" in poor
+    assert "\x1b" not in sessions_table([SessionRow("\x1b[2J", 1, {})], [])

@@ -9,14 +9,27 @@ from concurrent.futures import Future
 from datetime import UTC, datetime
 from typing import Any
 
+from steelyard.metrics.sessions import RISKS
 from steelyard.providers import PROVIDERS, RULES, default_model
 from steelyard_local.client import Client
 from steelyard_local.demo_traces import TAG, demo_traces
 from steelyard_local.processes import Home, LaunchFailed, stopped_by_signals
-from steelyard_local.screen import GOOD, Mark, Paint, Row, bar, table, unscored, whys
+from steelyard_local.screen import (
+    GOOD,
+    Mark,
+    Paint,
+    Row,
+    SessionRow,
+    bar,
+    sessions_table,
+    table,
+    unscored,
+    whys,
+)
 from steelyard_local.stack import Processes, Stack, environment, in_background
 
-METRICS = ("task_completion", "confidence", "coherence")
+SESSION_METRICS = ("agent_reliability", "agent_consistency")
+SIGNAL_RISKS = {risk: signal for signal, risk in RISKS.items()}
 # Long enough for a slow model; rules need a second.
 PATIENCE = 900.0
 INTERRUPTED = 130
@@ -63,6 +76,8 @@ class Demo:
         print(f"    the judge is {self._model}\n")
         run = self._watch(client, run["id"])
         self._show(traces, client.get(f"/evaluations/trace-runs/{run['id']}/scores"), run["metric_names"])
+        self._sessions(client, traces)
+        print(f"Scored by {about_judge(self._model, self._environ)}.")
 
     def close(self) -> None:
         self._stack.close(self._starting)
@@ -94,19 +109,29 @@ class Demo:
         return traces
 
     def _wanted(self, client: Client) -> dict[str, Any]:
-        """Of the demo's metrics those that this version offers."""
-        offered = {metric["name"] for metric in client.get("/evaluations/trace-metrics")}
-        return {"name": "demo", "metrics": [m for m in METRICS if m in offered], "filters": {"tags": [TAG]}}
+        """All that this version offers."""
+        offered = [metric["name"] for metric in client.get("/evaluations/trace-metrics")]
+        return {"name": "demo", "metrics": offered, "filters": {"tags": [TAG]}}
 
-    def _watch(self, client: Client, run_id: str) -> dict[str, Any]:
+    def _sessions(self, client: Client, traces: Sequence[dict[str, Any]]) -> None:
+        """The signals of their traces are there already, but for one: what was paid for is not paid for again."""
+        asked = {"name": "demo", "metrics": list(SESSION_METRICS), "filters": {"tags": [TAG]}}
+        run = client.post("/evaluations/session-runs", asked)
+        self._say(f"a run of the sessions is created: {', '.join(run['metric_names'])}")
+        run = self._watch(client, run["id"], "session")
+        scores = client.get(f"/evaluations/session-runs/{run['id']}/scores")
+        rows = sessions_of(scores, {t["trace_id"]: t["name"] for t in traces})
+        print(f"\n{sessions_table(rows, run['metric_names'], min(_width(), 120), self._paint)}\n")
+
+    def _watch(self, client: Client, run_id: str, of: str = "trace") -> dict[str, Any]:
         began, shown, last = time.monotonic(), "", 0.0
         while True:
-            run: dict[str, Any] = client.get(f"/evaluations/trace-runs/{run_id}")
+            run: dict[str, Any] = client.get(f"/evaluations/{of}-runs/{run_id}")
             seconds = time.monotonic() - began
             ended = run["status"] in ("COMPLETED", "FAILED")
             counts = f"{run['evaluated_count']} {run['failed_count']}"
             if self._tty or ended or (counts != shown and seconds - last >= 1):
-                self._draw(run, seconds, ended)
+                self._draw(run, seconds, ended, f"{of}s")
                 shown, last = counts, seconds
             if ended:
                 return self._passed(run)
@@ -115,8 +140,8 @@ class Demo:
                 raise LaunchFailed(f"the run is not done after {PATIENCE:.0f} s: {run}")
             time.sleep(0.1)
 
-    def _draw(self, run: Mapping[str, Any], seconds: float, ended: bool) -> None:
-        line = bar(run["evaluated_count"], run["total_traces"], seconds, run["failed_count"], _width() - 4)
+    def _draw(self, run: Mapping[str, Any], seconds: float, ended: bool, of: str) -> None:
+        line = bar(run["evaluated_count"], run["total_targets"], seconds, run["failed_count"], _width() - 4, of)
         if self._tty:
             print(f"\r\x1b[2K    {line}", end="\n" if ended else "", flush=True)
         else:
@@ -138,7 +163,6 @@ class Demo:
             print(f"{self._paint.bold('Why')}\n{worst}\n")
         if missing := unscored(rows, width=width, paint=self._paint):
             print(f"{self._paint.bold('Not scored')}\n{missing}\n")
-        print(f"Scored by {about_judge(self._model, self._environ)}.")
 
     def _say(self, line: str) -> None:
         seconds = self._paint.dim(f"{time.monotonic() - self._began:.1f} s")
@@ -154,6 +178,25 @@ def rows_of(traces: Sequence[Mapping[str, Any]], scores: Sequence[Mapping[str, A
         mark = Mark(number, score["reason"] or "", float(metadata.get("threshold", 0.5)))
         marks.setdefault(score["trace_id"], {})[score["name"]] = mark
     return [Row(t["session_id"], t["name"], t["started_at"], marks[t["trace_id"]]) for t in traces]
+
+
+def sessions_of(scores: Sequence[Mapping[str, Any]], names: Mapping[str, str]) -> list[SessionRow]:
+    """By session; the trace that drags it down is the one that the worst of its metrics names."""
+    by_session: dict[str, list[Mapping[str, Any]]] = {}
+    for score in scores:
+        by_session.setdefault(score["session_id"], []).append(score)
+    rows = []
+    for session, found in by_session.items():
+        marks = {s["name"]: Mark(None if s["value"] is None else float(s["value"]), s["reason"] or "") for s in found}
+        worst = min(found, key=lambda s: -1.0 if s["value"] is None else float(s["value"]))
+        told = worst.get("metadata") or {}
+        trace = told.get("worst_trace")
+        risks = {k: v for k, v in told.get("per_trace_signals", {}).get(trace, {}).items() if k in SIGNAL_RISKS}
+        because = max(risks, key=lambda k: risks[k]) if risks else ""
+        said = f"{SIGNAL_RISKS[because]} {1 - risks[because]:.2f}" if because and risks[because] > 0 else ""
+        count = int(told.get("total_traces_in_session", 0))
+        rows.append(SessionRow(session, count, marks, names.get(str(trace), "") if said else "", said))
+    return rows
 
 
 def judge_of(environ: Mapping[str, str]) -> str:

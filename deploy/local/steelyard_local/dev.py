@@ -14,13 +14,15 @@ from datetime import UTC, datetime
 
 from steelyard_local.client import Client
 from steelyard_local.control import ENV_FILE, FOLDER, Control, already, only_one, tell, write_privately
-from steelyard_local.demo import METRICS, about_judge, judge_of
+from steelyard_local.demo import about_judge, judge_of
 from steelyard_local.processes import ROOT, Child, Home, LaunchFailed, listening, reap, stopped_by_signals, wait_for
 from steelyard_local.screen import Paint
 from steelyard_local.stack import COUNTS, Processes, Stack, environment, in_background, new_key
 
 PROJECT = "dev"
 STUB = "stub-model"
+# In the curl lines to try: a few, so that they fit a line.
+SHOWN = ("task_completion", "confidence", "coherence")
 SAID = ("KAFKA_BOOTSTRAP", "DATABASE_URL", "API_DATABASE_URL", "TOPIC_PREFIX", "ADMIN_TOKEN")
 VERBS = ("stop", "start", "kill", "restart", "status")
 USAGE = """\
@@ -216,7 +218,7 @@ class Dev:
             "admin:   organisations, projects and keys under /admin, with ADMIN_TOKEN from .local/dev.env",
             f"judge:   {about_judge(judge_of(self._environ), self._environ)}\n",
             bold("Three lines to try, one after the other:"),
-            *curls(url, self._key, [m for m in METRICS if m in offered]),
+            *curls(url, self._key, [m for m in SHOWN if m in offered]),
             f"\n{bold('One process alone')}, from another terminal:",
             f"{tool} status | stop judge-1 | start judge-1 | kill judge-1",
             f"\nLogs of Kafka and Postgres: {FOLDER.relative_to(ROOT)}/*.log. {bold('Ctrl-C stops everything.')}\n",

@@ -66,9 +66,9 @@ class Row:
         return sum(mark.bad for mark in self.marks.values())
 
 
-def bar(done: int, total: int, seconds: float, failed: int = 0, width: int = 80) -> str:
+def bar(done: int, total: int, seconds: float, failed: int = 0, width: int = 80, of: str = "traces") -> str:
     """Counts first: the bar itself is the part that a narrow terminal may lose."""
-    counts = f"{done}/{total} traces" + (f", {failed} not scored" if failed else "")
+    counts = f"{done}/{total} {of}" + (f", {failed} not scored" if failed else "")
     tail = f"{counts}  {eta(done, total, seconds)}"
     room = min(30, width - len(tail) - 6)
     if room < 5:
@@ -94,12 +94,13 @@ def duration(seconds: float) -> str:
 def table(rows: Sequence[Row], metrics: Sequence[str], width: int = 100, paint: Paint = Paint(False)) -> str:
     """By session, then by time; a session's name stands on its first line. Scores are never cut, names are."""
     rows = sorted(rows, key=lambda r: (r.session, r.started_at))
-    cells = [max(len(m), 6) for m in metrics]
+    cells = _cells(metrics, width)
     room = width - sum(c + 2 for c in cells) - 4
     session = max(8, min(max((len(r.session) for r in rows), default=7), room * 2 // 5))
     name = max(8, min(max((len(r.name) for r in rows), default=5), room - session))
-    head = ["session".ljust(session), "trace".ljust(name), *(m.rjust(c) for m, c in zip(metrics, cells, strict=True))]
-    lines = [paint.bold("  " + "  ".join(head)), paint.dim("  " + "  ".join("─" * len(h) for h in head))]
+    first_line, head = _head(metrics, cells, "session".ljust(session), "trace".ljust(name))
+    lines = [paint.bold("  " + "  ".join(first_line))] if any(w.strip() for w in first_line) else []
+    lines += [paint.bold("  " + "  ".join(head)), paint.dim("  " + "  ".join("─" * len(h) for h in head))]
     before = None
     for row in rows:
         first = "" if row.session == before else row.session
@@ -107,6 +108,59 @@ def table(rows: Sequence[Row], metrics: Sequence[str], width: int = 100, paint: 
         words += [_cell(row.marks.get(m), c, paint) for m, c in zip(metrics, cells, strict=True)]
         lines.append("  " + "  ".join(words).rstrip())
         before = row.session
+    return "\n".join(lines)
+
+
+def _cells(metrics: Sequence[str], width: int) -> list[int]:
+    """As wide as the longer word of each name; where names of traces would have no room, as wide as a score."""
+    wide = [max(6, *(len(word) for word in m.split("_", 1))) for m in metrics]
+    return wide if width - sum(c + 2 for c in wide) >= 36 else [min(7, c) for c in wide]
+
+
+def _head(metrics: Sequence[str], cells: Sequence[int], *names: str) -> tuple[list[str], list[str]]:
+    """A metric's name in two lines, the last word below: most names are wider than their scores."""
+    above, below = [" " * len(n) for n in names], list(names)
+    for metric, cell in zip(metrics, cells, strict=True):
+        *first, last = metric.split("_", 1)
+        above.append(_cut("".join(first), cell).strip().rjust(cell))
+        below.append(_cut(last, cell).strip().rjust(cell))
+    return above, below
+
+
+@dataclass(frozen=True)
+class SessionRow:
+    """A session's scores by metric, and the trace that drags it down with what is wrong there."""
+
+    name: str
+    traces: int
+    marks: dict[str, Mark]
+    worst: str = ""
+    because: str = ""
+
+    def low(self) -> float:
+        return min((m.value for m in self.marks.values() if m.value is not None), default=-1.0)
+
+
+def sessions_table(
+    rows: Sequence[SessionRow], metrics: Sequence[str], width: int = 100, paint: Paint = Paint(False)
+) -> str:
+    """The worst first; one without a score before all others, because somebody has to look at it."""
+    rows = sorted(rows, key=lambda r: (r.low(), r.name))
+    cells = [max(6, len(m)) for m in metrics]
+    name = max(8, min(max((len(r.name) for r in rows), default=7), 28))
+    head = [
+        "session".ljust(name),
+        "traces",
+        *(m.rjust(c) for m, c in zip(metrics, cells, strict=True)),
+        "dragged down by",
+    ]
+    lines = [paint.bold("  " + "  ".join(head)), paint.dim("  " + "  ".join("─" * len(h) for h in head))]
+    rest = width - len("  ".join(head)) + len("dragged down by") - 2
+    for row in rows:
+        words = [_cut(printable(row.name), name), str(row.traces).rjust(6)]
+        words += [_cell(row.marks.get(m), c, paint) for m, c in zip(metrics, cells, strict=True)]
+        said = f"{printable(row.worst)}: {printable(row.because)}" if row.worst else ""
+        lines.append("  " + "  ".join([*words, paint.dim(_cut(said, max(15, rest)).rstrip())]).rstrip())
     return "\n".join(lines)
 
 
