@@ -177,7 +177,9 @@ async def everything_can_be_read(attacked: Attacked) -> list[UUID]:
 
 def orders(o: Operation) -> list[str]:
     """Every way to sort, to group or to measure, over all of time where a time is needed."""
-    queries = [[f"{n}={v}" for n, v in NEEDED.items() if n in o.query and "limit" not in o.query]]
+    queries = [
+        [f"{n}={v}" for n, v in NEEDED.items() if n in o.query and ("limit" not in o.query or o.query[n]["needed"])]
+    ]
     for name in ("sort_by", "sort_order", "granularity", "metric"):
         if ways := o.query.get(name, {}).get("words"):
             queries = [[*q, f"{name}={way}"] for q in queries for way in ways]

@@ -31,10 +31,10 @@ expected-statuses = ["2xx", "3xx", 400, 401, 403, 404, 409, 429, 503]
 include-path-regex = "^/(evaluations/trace-scores.*|traces/batch/tags|sessions/analytics)$"
 checks.positive_data_acceptance.expected-statuses = ["2xx", "3xx", 400, 401, 403, 404, 409, 422, 429, 503]
 
-# One path, described twice because the contract has it so: a trace's id on GET, a score's on PATCH and DELETE. What the path
-# allows is what both descriptions say, and the check reads one.
+# One path, described twice because the contract has it so: a trace's or session's id on GET, a score's on PATCH and DELETE. What
+# the path allows is what both descriptions say, and the check reads one.
 [[operations]]
-include-path-regex = "^/evaluations/trace-scores/[{](trace|score)_id[}]$"
+include-path-regex = "^/evaluations/(trace|session)-scores/[{](trace|session|score)_id[}]$"
 checks.allow_header_conformance.enabled = false
 """
 

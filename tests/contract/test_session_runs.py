@@ -52,7 +52,10 @@ async def finished(database: Database, run: str, *failed: tuple[str, list[str]])
 async def test_a_run_of_sessions_is_answered_with_what_it_means(client: httpx.AsyncClient, database: Database) -> None:
     for n in range(4):
         await new_session(client, f"s{n}", tags=["x"] if n else [])
-    asked = {"name": "weekly", "metrics": ["agent_consistency", "agent_reliability", "agent_consistency"]}
+    asked: dict[str, Any] = {
+        "name": "weekly",
+        "metrics": ["agent_consistency", "agent_reliability", "agent_consistency"],
+    }
     run = await made(client, **asked, filters={"tags": ["x"]}, sampling_rate=0.7)
     assert (run["status"], run["total_traces"], run["total_targets"], run["target_type"]) == (
         "PENDING", 2, 2, "SESSION",
@@ -289,8 +292,8 @@ async def test_a_retry_means_the_failed_metrics_of_sessions_that_are_there(
 ) -> None:
     for name in ("a", "b", "gone"):
         await new_session(client, name)
-    weights = {"signal_weights": {"coherence": 3}}
-    both = {"metrics": ["agent_reliability", "agent_consistency"]}
+    weights: dict[str, Any] = {"signal_weights": {"coherence": 3}}
+    both: dict[str, Any] = {"metrics": ["agent_reliability", "agent_consistency"]}
     parent = await made(client, **both, filters={"min_trace_count": 1}, sampling_rate=0.9, name="n", **weights)
     early = await client.post(f"{RUNS}/{parent['id']}/retry")
     assert early.status_code == 409

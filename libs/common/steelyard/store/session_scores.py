@@ -56,8 +56,10 @@ async def page(
 ) -> tuple[list[dict[str, Any]], int]:
     where = filters.sql(project)
     total = (await tx.execute(select(func.count()).select_from(SessionScore).where(*where))).scalar_one()
-    newest = select(*_SHOWN).where(*where).order_by(_S.created_at.desc(), _S.id).limit(limit).offset(offset)
-    return [dict(r._mapping) for r in await tx.execute(newest)], total
+    # What is skipped is read in the index alone: the rows are long.
+    newest = select(_S.id).where(*where).order_by(_S.created_at.desc(), _S.id).limit(limit).offset(offset)
+    shown = select(*_SHOWN).where(_S.id.in_((await tx.execute(newest)).scalars().all()))
+    return [dict(r._mapping) for r in await tx.execute(shown.order_by(_S.created_at.desc(), _S.id))], total
 
 
 async def of_run(tx: Tx, project: UUID, run_id: UUID) -> list[dict[str, Any]]:
@@ -103,8 +105,10 @@ async def comparison(
     """Sessions that still exist by the newest value that the metric has for each; ties are by id, so pages never
     overlap. A later failure hides no value: it says nothing about the session."""
     given = {"project": project, "name": name, "limit": limit, "offset": offset}
-    total = int((await tx.execute(_COUNT_RANKED, given)).scalar_one())
-    return [dict(r._mapping) for r in await tx.execute(_RANKED[descending], given)], total
+    found = [dict(r._mapping) for r in await tx.execute(_RANKED[descending], given)]
+    if found:
+        return found, int([r.pop("total") for r in found][0])
+    return [], int((await tx.execute(_COUNT_RANKED, given)).scalar_one()) if offset else 0
 
 
 _PUT = text(
@@ -158,9 +162,9 @@ _COUNT_RANKED = text(
 def _ranked(order: str) -> str:
     return f"""
     SELECT l.session_id, l.number AS score, l.created_at AS evaluated_at, c.eval_run_id, l.trace_count, l.last_trace_at,
-        c.session_version, c.metadata ->> 'worst_trace' AS worst_trace
+        c.session_version, c.metadata ->> 'worst_trace' AS worst_trace, l.total
     FROM (
-        SELECT * FROM ({_LATEST}) latest ORDER BY number {order}, session_id LIMIT :limit OFFSET :offset
+        SELECT *, count(*) OVER () AS total FROM ({_LATEST}) latest ORDER BY number {order}, session_id LIMIT :limit OFFSET :offset
     ) l CROSS JOIN LATERAL (
         SELECT eval_run_id, session_version, metadata FROM session_scores
         WHERE project_id = :project AND session_id = l.session_id AND name = :name AND created_at = l.created_at
