@@ -262,7 +262,12 @@ class Settled:
             "traces_seen": 2,
         }
         about = {"project_id": run["project_id"], "session_id": self.words["session_id"], "eval_run_id": run["id"]}
-        score: dict[str, Any] = {"id": str(uuid4()), "name": self.mark, "metadata": {"worst_trace": self.mark}, "snapshot_at": SINCE}
+        score: dict[str, Any] = {
+            "id": str(uuid4()),
+            "name": self.mark,
+            "metadata": {"worst_trace": self.mark},
+            "snapshot_at": SINCE,
+        }
         self.words |= {"session_run_id": run["id"], "session_score_id": score["id"]}
         async with self._workers.begin() as tx:
             for statement in _SESSION_RUN_IS_OVER:

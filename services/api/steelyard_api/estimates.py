@@ -40,7 +40,7 @@ async def estimated(
     average, _ = await traces.sizes(tx, project, run.filters, (), SAMPLED)
     pace = (await answers.pace(tx, project, judge)) or SECONDS_A_CALL
     asked = [CATALOGUE[m] for m in metrics]
-    return added_up(Meant(targets, targets, average), asked, judge, pace, settings)
+    return _estimate(Meant(targets, targets, average), asked, judge, pace, settings)
 
 
 async def estimated_sessions(tx: Tx, project: UUID, run: SessionRunIn, judge: str, settings: Settings) -> EstimateOut:
@@ -52,10 +52,10 @@ async def estimated_sessions(tx: Tx, project: UUID, run: SessionRunIn, judge: st
     average, _ = await sessions.sizes(tx, project, run.filters, (), SAMPLED)
     pace = (await answers.pace(tx, project, judge)) or SECONDS_A_CALL
     meant = Meant(targets, round(in_all * targets / found) if found else 0, average)
-    return added_up(meant, SIGNAL_METRICS, judge, pace, settings)
+    return _estimate(meant, SIGNAL_METRICS, judge, pace, settings)
 
 
-def added_up(
+def _estimate(
     meant: Meant, metrics: Sequence[Metric], judge: str, seconds_a_call: float, settings: Settings
 ) -> EstimateOut:
     ruled, n = judge == RULES, meant.traces
