@@ -11,17 +11,21 @@ from fastapi import FastAPI
 from fastapi.routing import APIRoute
 from sqlalchemy import text
 
+from steelyard.store import session_scores
 from steelyard.store.database import Database
 
 Named = Mapping[str, str]  # a project's things, by the words with which requests name them
 Place = tuple[str, ...]  # ("query", "trace_id"), ("body", "spans", "[]", "span_id")
 Asked = dict[str, Any]  # parts of a request: path, query, header, body
-METRIC, SINCE, UNTIL = "coherence", "2026-03-01T00:00:00Z", "2026-03-03T00:00:00Z"
+METRIC, OF_SESSIONS = "coherence", "agent_reliability"
+SINCE, UNTIL = "2026-03-01T00:00:00Z", "2026-03-03T00:00:00Z"
 # Nobody's project is asked about there.
 PUBLIC = ("/openapi.json", "/docs", "/docs/oauth2-redirect", "/redoc", "/healthz", "/readyz", "/metrics")
+# Runs and scores are of traces, or of sessions; the contract calls the ids of both alike.
+OF_EITHER = {"run_id": "session_run_id", "eval_run_id": "session_run_id", "score_id": "session_score_id"}
 _UUID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _WHEN = re.compile(r"\d{4}-\d\d-\d\dT[0-9:.]+(?:Z|\+00:00)")
-BODY_WORDS = ("session_id", "user_id")  # a body's other texts are what is said, not whose it is
+BODY_WORDS = ("session_id", "session_ids", "user_id")  # a body's other texts are what is said, not whose it is
 
 
 def recipes(own: Named) -> Mapping[str, Sequence[Asked]]:
@@ -31,7 +35,7 @@ def recipes(own: Named) -> Mapping[str, Sequence[Asked]]:
     trace = {"trace_id": own["trace_id"], "name": "again", "started_at": SINCE, "spans": [span]}
     score = {"trace_id": own["trace_id"], "name": "quality", "value": "0.5"}
     window = {"started_after": SINCE, "started_before": UNTIL}
-    ids = [own["trace_id"], own["other_trace_id"]]
+    ids, metric = [own["trace_id"], own["other_trace_id"]], {"metric_name": own["metric_name"]}
     return {
         "POST /traces": [{"body": trace}],
         "GET /traces": [{}],
@@ -68,8 +72,28 @@ def recipes(own: Named) -> Mapping[str, Sequence[Asked]]:
         "PATCH /evaluations/trace-scores/{score_id}": [{"body": {"value": "0.1"}}],
         "DELETE /evaluations/trace-scores/{score_id}": [{}],
         "GET /evaluations/analytics/trace-scores/summary": [{}],
-        "GET /evaluations/analytics/trace-scores/trend": [{"query": {"metric_name": own["metric_name"]}}],
-        "GET /evaluations/analytics/trace-scores/distribution": [{"query": {"metric_name": own["metric_name"]}}],
+        "GET /evaluations/analytics/trace-scores/trend": [{"query": metric}],
+        "GET /evaluations/analytics/trace-scores/distribution": [{"query": metric}],
+        "GET /evaluations/session-metrics": [{}],
+        "POST /evaluations/session-runs": [{"body": {"metrics": [OF_SESSIONS]}}],
+        "GET /evaluations/session-runs": [{}],
+        "POST /evaluations/session-runs/batch": [
+            {"body": {"session_ids": [own["session_id"]], "metrics": [OF_SESSIONS]}}
+        ],
+        "POST /evaluations/session-runs/estimate": [{"body": {"metrics": [OF_SESSIONS]}}],
+        "GET /evaluations/session-runs/{run_id}": [{}],
+        "DELETE /evaluations/session-runs/{run_id}": [{}, {"query": {"delete_scores": "true"}}],
+        "POST /evaluations/session-runs/{run_id}/retry": [{}],
+        "GET /evaluations/session-runs/{run_id}/scores": [{}],
+        "GET /evaluations/session-runs/{run_id}/usage": [{}],
+        "GET /evaluations/session-scores": [{}],
+        "GET /evaluations/session-scores/{session_id}": [{}],
+        "DELETE /evaluations/session-scores/{score_id}": [{}],
+        "GET /evaluations/analytics/session-scores/summary": [{}],
+        "GET /evaluations/analytics/session-scores/trend": [{"query": metric}],
+        "GET /evaluations/analytics/session-scores/distribution": [{"query": metric}],
+        "GET /evaluations/analytics/session-scores/comparison": [{"query": metric}],
+        "GET /evaluations/analytics/session-scores/history/{session_id}": [{}],
     }
 
 
@@ -126,8 +150,9 @@ def _may_name(schema: Any, at: Place) -> bool:
     return free and (at[0] != "body" or "filters" in at or word(at) in BODY_WORDS)
 
 
-def word(at: Place) -> str:
-    return [step for step in at if step != "[]"][-1]
+def word(at: Place, route: str = "") -> str:
+    last = [step for step in at if step != "[]"][-1]
+    return OF_EITHER.get(last, last) if "/session-" in route else last
 
 
 def placed(into: Any, at: Sequence[str], value: str) -> Any:
@@ -150,7 +175,7 @@ async def send(client: httpx.AsyncClient, route: str, asked: Asked, who: Named) 
 
 def request(route: str, variant: int, path: Sequence[Place], own: Named) -> Asked:
     """One of the requests about a project's own things, ready to be sent."""
-    return recipes(own)[route][variant] | {"path": {word(at): own[word(at)] for at in path if at[0] == "path"}}
+    return recipes(own)[route][variant] | {"path": {word(at): own[word(at, route)] for at in path if at[0] == "path"}}
 
 
 def told(answer: httpx.Response, said: Named, own: Named, kept: Set[str]) -> tuple[int, str, dict[str, str]]:
@@ -199,11 +224,12 @@ class Settled:
     async def __call__(self) -> Named:
         for name in ("trace_id", "other_trace_id"):
             self.words[name] = (await self._post("/traces", self._trace()))["trace_id"]
-        self.words["trace_ids"] = self.words["trace_id"]
+        self.words |= {"trace_ids": self.words["trace_id"], "session_ids": self.words["session_id"]}
         spans = await self._post(f"/traces/{self.words['trace_id']}/spans", [self._span()], self._key)
         self.words |= {"span_id": spans["span_ids"][0], "parent_span_id": spans["span_ids"][0]}
         await self._scored()
         await self._evaluated()
+        await self._evaluated_as_sessions()
         return self.words
 
     async def _scored(self) -> None:
@@ -224,6 +250,30 @@ class Settled:
             for statement in _RUN_IS_OVER:
                 await tx.execute(text(statement), {"run": UUID(run), "trace": UUID(self.words["trace_id"])})
 
+    async def _evaluated_as_sessions(self) -> None:
+        """The same of a run of sessions."""
+        asked = {"metrics": [OF_SESSIONS], "name": self.mark, "session_ids": [self.words["session_id"]]}
+        run = await self._post("/evaluations/session-runs/batch", asked, self._key)
+        said = {
+            "value": "0.5",
+            "status": "SUCCESS",
+            "reason": self.mark,
+            "session_version": self.mark,
+            "traces_seen": 2,
+        }
+        about = {"project_id": run["project_id"], "session_id": self.words["session_id"], "eval_run_id": run["id"]}
+        score: dict[str, Any] = {
+            "id": str(uuid4()),
+            "name": self.mark,
+            "metadata": {"worst_trace": self.mark},
+            "snapshot_at": SINCE,
+        }
+        self.words |= {"session_run_id": run["id"], "session_score_id": score["id"]}
+        async with self._workers.begin() as tx:
+            for statement in _SESSION_RUN_IS_OVER:
+                await tx.execute(text(statement), {"run": UUID(run["id"])})
+            await session_scores.put(tx, [score | about | said])
+
     async def _post(self, url: str, body: Any, headers: Named | None = None) -> Any:
         answer = await self._client.post(url, json=body, headers={**self._who, **(headers or {})})
         assert answer.status_code < 300, answer.text
@@ -239,6 +289,10 @@ class Settled:
         return {"name": self.mark, "kind": "LLM", "started_at": "2026-03-01T10:00:00Z", "input": self.mark, **used}
 
 
+_SESSION_RUN_IS_OVER = (
+    "UPDATE targets SET failed_metrics = ARRAY['agent_reliability'] WHERE run_id = :run",
+    "UPDATE runs SET status = 'COMPLETED', failed_count = 1, evaluated_count = 1, completed_at = now() WHERE id = :run",
+)
 _RUN_IS_OVER = (
     "DELETE FROM pairs WHERE run_id = :run AND trace_id = :trace",
     """

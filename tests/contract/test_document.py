@@ -68,6 +68,8 @@ async def test_every_status_has_a_description_and_refusals_one_shape(document: d
 async def test_the_contracts_routes_are_there(document: dict[str, Any]) -> None:
     there = {(verb, path) for verb, path, _ in operations(document)}
     scores, runs = "/evaluations/trace-scores", "/evaluations/trace-runs"
+    session_scores, of_sessions = "/evaluations/session-scores", "/evaluations/session-runs"
+    analytics = "/evaluations/analytics/session-scores"
     wanted = {
         ("post", "/traces"), ("get", "/traces"), ("get", "/traces/analytics"), ("get", "/traces/users"),
         ("post", "/traces/batch/delete"), ("post", "/traces/batch/tags"), ("patch", "/traces/{trace_id}"),
@@ -79,7 +81,15 @@ async def test_the_contracts_routes_are_there(document: dict[str, Any]) -> None:
         ("post", f"{runs}/{{run_id}}/retry"), ("get", f"{runs}/{{run_id}}/scores"), ("post", scores), ("get", scores),
         ("get", f"{scores}/{{trace_id}}"), ("patch", f"{scores}/{{score_id}}"), ("delete", f"{scores}/{{score_id}}"),
         ("get", "/evaluations/analytics/trace-scores/summary"), ("get", "/evaluations/analytics/trace-scores/trend"),
-        ("get", "/evaluations/analytics/trace-scores/distribution"),
+        ("get", "/evaluations/analytics/trace-scores/distribution"), ("get", "/evaluations/session-metrics"),
+    }  # fmt: skip
+    wanted |= {
+        ("get", of_sessions), ("post", of_sessions), ("post", f"{of_sessions}/batch"), ("get", f"{of_sessions}/{{run_id}}"),
+        ("delete", f"{of_sessions}/{{run_id}}"), ("post", f"{of_sessions}/{{run_id}}/retry"),
+        ("get", f"{of_sessions}/{{run_id}}/scores"), ("get", session_scores), ("get", f"{session_scores}/{{session_id}}"),
+        ("delete", f"{session_scores}/{{score_id}}"), ("get", f"{analytics}/summary"), ("get", f"{analytics}/trend"),
+        ("get", f"{analytics}/distribution"), ("get", f"{analytics}/history/{{session_id}}"),
+        ("get", f"{analytics}/comparison"),
     }  # fmt: skip
     assert wanted <= there
 

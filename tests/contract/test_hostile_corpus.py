@@ -8,16 +8,17 @@ from typing import Any
 from urllib.parse import quote
 from uuid import UUID, uuid4
 
+import orjson
 import pytest
 from fastapi import FastAPI
 
 from addresses import Urls
 from hostile_corpus import CLASSES
-from hostile_surface import Answer, Ask, Headers, Operation, Surface, send
+from hostile_surface import TIME, Answer, Ask, Headers, Operation, Surface, send
 from steelyard.metrics import CATALOGUE
 from steelyard.metrics.judging import Embedded
 from steelyard.settings import Settings
-from steelyard.store import access, traces
+from steelyard.store import access, session_scores, traces
 from steelyard.store.database import Database
 from steelyard_api.app import api
 from steelyard_judge.dialogue import Rules, case_of, converse
@@ -81,6 +82,7 @@ async def attacked(urls: Urls, api_database: Database) -> AsyncIterator[Attacked
     app = api(_settings(urls), database)
     attacked = Attacked(app, Surface(app.openapi(), headers, {}), headers)
     attacked.surface.known.update(await _one_of_each(attacked))
+    await _a_session_score(attacked, api_database)
     yield attacked
     await database.stop()
 
@@ -104,6 +106,16 @@ async def _one_of_each(attacked: Attacked) -> dict[str, str]:
     return {"trace_id": trace, "span_id": span, "session_id": "trip-1", "run_id": run["id"], "score_id": score["id"]}
 
 
+async def _a_session_score(attacked: Attacked, database: Database) -> None:
+    """As who folds writes it, of a run of sessions."""
+    run = await attacked.make("/evaluations/session-runs", b'{"metrics": ["agent_reliability"]}')
+    score: dict[str, Any] = {"id": str(uuid4()), "session_id": "trip-1", "name": "quality", "value": "0.5"}
+    score |= {"status": "SUCCESS", "reason": "because", "metadata": {}, "session_version": "v", "traces_seen": 1}
+    score |= {"snapshot_at": TIME}
+    async with database.begin(UUID(run["project_id"])) as tx:
+        await session_scores.put(tx, [score | {"project_id": run["project_id"], "eval_run_id": run["id"]}])
+
+
 async def test_nothing_breaks(attacked: Attacked, database: Database) -> None:
     asked, wrong = Counter[str](), list[str]()
     for name, asks in CLASSES.items():
@@ -117,6 +129,7 @@ async def test_nothing_breaks(attacked: Attacked, database: Database) -> None:
     left = await everything_can_be_read(attacked)
     assert len(left) >= 500
     await everything_can_be_run(attacked, left)
+    await every_session_can_be_run(attacked, await every_session(attacked))
     await everything_can_be_judged(database, left)
 
 
@@ -175,9 +188,16 @@ async def everything_can_be_read(attacked: Attacked) -> list[UUID]:
     return [UUID(t["trace_id"]) for t in found["/traces"]]
 
 
+async def every_session(attacked: Attacked) -> list[str]:
+    (o,) = [o for o in attacked.surface.lists() if o.path == "/sessions"]
+    return [s["session_id"] async for s in pages(attacked, o, "")]
+
+
 def orders(o: Operation) -> list[str]:
     """Every way to sort, to group or to measure, over all of time where a time is needed."""
-    queries = [[f"{n}={v}" for n, v in NEEDED.items() if n in o.query and "limit" not in o.query]]
+    queries = [
+        [f"{n}={v}" for n, v in NEEDED.items() if n in o.query and ("limit" not in o.query or o.query[n]["needed"])]
+    ]
     for name in ("sort_by", "sort_order", "granularity", "metric"):
         if ways := o.query.get(name, {}).get("words"):
             queries = [[*q, f"{name}={way}"] for q in queries for way in ways]
@@ -193,9 +213,9 @@ async def pages(attacked: Attacked, o: Operation, query: str) -> AsyncIterator[d
         for item in answer if isinstance(answer, list) else [answer]:
             yield item
         return
-    seen, total = 0, 1
+    seen, total, most = 0, 1, o.query["limit"]["maximum"]
     while seen < total:
-        page = await attacked.read(o.path, f"{query}&limit=200&offset={seen}")
+        page = await attacked.read(o.path, f"{query}&limit={most}&offset={seen}")
         total, seen = page["total"], seen + len(page["items"])
         assert page["items"] or not total, f"{o.path}?{query} says {total} and shows {seen}"
         for item in page["items"]:
@@ -221,6 +241,17 @@ async def everything_can_be_run(attacked: Attacked, ids: Sequence[UUID]) -> None
     await attacked.make(
         "/evaluations/trace-runs/batch", f'{{"metrics": [{metrics}], "trace_ids": [{wanted}]}}'.encode()
     )
+
+
+async def every_session_can_be_run(attacked: Attacked, names: Sequence[str]) -> None:
+    run = await attacked.make("/evaluations/session-runs", b'{"metrics": ["agent_reliability"]}')
+    assert run["total_targets"] == len(names)
+    body = orjson.dumps({"metrics": ["agent_consistency"], "session_ids": names})
+    assert (await attacked.make("/evaluations/session-runs/batch", body))["total_targets"] == len(names)
+    for name in names:
+        path = quote(name, safe="")
+        assert isinstance(await attacked.read(f"/evaluations/session-scores/{path}"), list)
+        assert isinstance(await attacked.read(f"/evaluations/analytics/session-scores/history/{path}"), list)
 
 
 async def everything_can_be_judged(database: Database, ids: Sequence[UUID]) -> None:

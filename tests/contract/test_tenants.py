@@ -166,7 +166,7 @@ def cases(app: FastAPI, words: Named) -> Iterator[Case]:
     for route, places in routes(app).items():
         assert route in known, NEW.format(route=route)
         for at in places:
-            assert word(at) in words, NEW_WORD.format(route=route, word=word(at))
+            assert word(at, route) in words, NEW_WORD.format(route=route, word=word(at, route))
         some = dict.fromkeys([(), *((at,) for at in places), tuple(places)])
         yield from (Case(route, n, chosen, tuple(places)) for n in range(len(known[route])) for chosen in some)
 
@@ -247,8 +247,8 @@ async def ask(house: House, kind: str, auth: str, case: Case, named: Named, read
     one = await a_stranger(house, kind, auth) if case.writes else reader
     asked = request(case.route, case.variant, case.every, one.words)
     for at in case.places:
-        asked = placed(asked, at, named[word(at)])
-    said = {word(at): named[word(at)] for at in case.places}
+        asked = placed(asked, at, named[word(at, case.route)])
+    said = {word(at, case.route): named[word(at, case.route)] for at in case.places}
     return Answer(*told(await send(house.http, case.route, asked, one.who), said, one.words, house.ids))
 
 

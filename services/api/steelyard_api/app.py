@@ -13,7 +13,20 @@ from steelyard import __version__
 from steelyard.health import readiness
 from steelyard.settings import Settings
 from steelyard.store.database import Database
-from steelyard_api import access, admin, analytics, document, errors, runs, scores, sessions, traces
+from steelyard_api import (
+    access,
+    admin,
+    analytics,
+    document,
+    errors,
+    runs,
+    scores,
+    session_analytics,
+    session_runs,
+    session_scores,
+    sessions,
+    traces,
+)
 from steelyard_api.ingest import Ingest
 from steelyard_api.shapes import Failure
 from steelyard_api.wire import BodyLimit, RequestId
@@ -44,6 +57,9 @@ the same key make it safe to repeat.
   with the key is a 401.
 * A score is changed that a judge made: what the judge said stays in the score's history, and no later delivery of the
   judge's result changes the new word.
+* A session gets more traces while a run is at it: its score is of the traces that the run had counted, says how many in
+  `traces_seen`, and has another `session_version` than the next one.
+* A session is deleted: its scores go with it.
 * A trace that a run means gets more spans: the judge reads the trace when its turn comes, and says which version it was.
 """
 TAGS = [
@@ -52,6 +68,9 @@ TAGS = [
     {"name": "Trace runs", "description": "Which traces are scored by which metrics, and how far that is."},
     {"name": "Trace scores", "description": "What judges, programs and people said about traces."},
     {"name": "Score analytics", "description": "Scores added up, over time, and by value."},
+    {"name": "Session runs", "description": "Which sessions are scored by which metrics, and how far that is."},
+    {"name": "Session scores", "description": "What runs said about sessions."},
+    {"name": "Session analytics", "description": "Session scores added up, over time, of one session and compared."},
     {
         "name": "Administration",
         "description": "Organisations, their projects and their keys; on where ADMIN_TOKEN is set.",
@@ -67,6 +86,9 @@ REFUSALS = {
     429: "too many requests; Retry-After says when the next one is taken",
     503: "the database is not reachable; the answer says whether something may have been changed, Retry-After when to repeat",
 }
+NOUNS = (
+    traces, sessions, runs, scores, analytics, session_runs, session_scores, session_analytics,
+)  # fmt: skip
 Running = Callable[[], AbstractAsyncContextManager[None]]
 
 
@@ -97,8 +119,8 @@ def api(settings: Settings, database: Database, running: Running | None = None) 
     refusals: dict[int | str, dict[str, Any]] = {
         status: {"model": Failure, "description": said} for status, said in REFUSALS.items()
     }
-    for router in (traces.router, sessions.router, runs.router, scores.router, analytics.router):
-        app.include_router(router, responses=refusals)
+    for noun in NOUNS:
+        app.include_router(noun.router, responses=refusals)
     if settings.admin_token is not None:
         app.include_router(admin.router, responses=refusals)
     _operations(app, database)

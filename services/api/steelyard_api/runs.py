@@ -96,13 +96,13 @@ async def start_run(run: RunIn, visitor: Visitor, creating: Creating, request: R
     metrics = _known(run.metrics)
     if run.sampling_rate == 0:
         raise Refused(400, "A sampling_rate of 0 selects nothing", ("sampling_rate", "must be greater than 0"))
-    judge = _judge(request.app.state.settings, run.model)
+    judge = judge_for(request.app.state.settings, run.model)
 
     async def work(tx: Tx) -> RunOut:
         found, snapshot = await traces.matching(tx, visitor.project, run.filters)
         if not found:
             raise Refused(400, "No trace of this project matches the filters", ("filters", "match no trace"))
-        asked = _asked(visitor.project, run.name, metrics, run.model, judge)
+        asked = asked_for(visitor.project, run.name, metrics, run.model, judge)
         asked |= {"filters": run.filters.as_json(), "sampling_rate": run.sampling_rate, "snapshot": snapshot}
         asked |= await wishes(tx, visitor.project, run, metrics, judge, request.app.state.settings)
         return await _start(tx, asked | {"total_targets": sample_size(found, run.sampling_rate)})
@@ -120,12 +120,12 @@ async def start_run(run: RunIn, visitor: Visitor, creating: Creating, request: R
 async def start_batch_run(run: BatchRunIn, visitor: Visitor, creating: Creating, request: Request) -> Response:
     """Scores the traces that are named, each by each metric. 400 when the project lacks one; the answer names them."""
     metrics, wanted = _known(run.metrics), list(dict.fromkeys(run.trace_ids))
-    judge = _judge(request.app.state.settings, run.model)
+    judge = judge_for(request.app.state.settings, run.model)
 
     async def work(tx: Tx) -> RunOut:
         if missing := await traces.missing(tx, visitor.project, wanted):
             raise _missing(missing)
-        asked = _asked(visitor.project, run.name, metrics, run.model, judge) | {"total_targets": 0}
+        asked = asked_for(visitor.project, run.name, metrics, run.model, judge) | {"total_targets": 0}
         asked |= await wishes(tx, visitor.project, run, metrics, judge, request.app.state.settings)
         return await _start(tx, asked, wanted)
 
@@ -136,7 +136,7 @@ async def start_batch_run(run: BatchRunIn, visitor: Visitor, creating: Creating,
 async def estimate_run(run: RunIn, visitor: Visitor, request: Request) -> EstimateOut:
     """What a run with this body would mean, take and cost. Nothing is started and no model is asked."""
     metrics = _known(run.metrics)
-    judge = _judge(request.app.state.settings, run.model)
+    judge = judge_for(request.app.state.settings, run.model)
     async with visitor.database.begin(visitor.project) as tx:
         return await estimated(tx, visitor.project, run, metrics, judge, request.app.state.settings)
 
@@ -147,7 +147,7 @@ async def read_run_usage(run_id: RunId, visitor: Visitor) -> UsageOut:
     async with visitor.database.begin(visitor.project) as tx:
         found = await _found(tx, visitor.project, run_id)
         rows = await answers.spent(tx, visitor.project, run_id)
-    return _added_up(rows, found["max_cost_usd"])
+    return added_up(rows, found["max_cost_usd"])
 
 
 @router.get("/usage", summary="Read what the project's judges cost")
@@ -159,7 +159,7 @@ async def read_usage(
     """Every call to a model that the project's runs made, deleted runs' too, added up by metric and model."""
     async with visitor.database.begin(visitor.project) as tx:
         rows = await answers.spent_by_project(tx, visitor.project, date_from, date_to)
-    return _added_up(rows, None)
+    return added_up(rows, None)
 
 
 @router.get("/trace-runs", summary="List runs")
@@ -172,14 +172,14 @@ async def list_runs(
     """The project's runs, newest first."""
     async with visitor.database.begin(visitor.project) as tx:
         found, total = await runs.page(tx, visitor.project, status.value if status else None, limit, offset)
-    return Page(items=[_shown(r) for r in found], total=total, limit=limit, offset=offset)
+    return Page(items=[shown(r) for r in found], total=total, limit=limit, offset=offset)
 
 
 @router.get("/trace-runs/{run_id}", summary="Read a run")
 async def read_run(run_id: RunId, visitor: Visitor) -> RunOut:
     """How far the run is. Poll until its status is COMPLETED or FAILED."""
     async with visitor.database.begin(visitor.project) as tx:
-        return _shown(await _found(tx, visitor.project, run_id))
+        return shown(await _found(tx, visitor.project, run_id))
 
 
 @router.delete("/trace-runs/{run_id}", status_code=204, summary="Delete a run")
@@ -216,8 +216,8 @@ async def retry_run(run_id: RunId, visitor: Visitor, creating: Creating, request
         if not there:
             said = "all failed pairs are of traces that were deleted" if failed else "the run has no failed pairs"
             raise Refused(422, "There is nothing to retry", ("run_id", said))
-        judge = _judge(request.app.state.settings, parent["judge_model"])
-        asked = _asked(visitor.project, parent["name"], metrics, parent["model"], judge)
+        judge = judge_for(request.app.state.settings, parent["judge_model"])
+        asked = asked_for(visitor.project, parent["name"], metrics, parent["model"], judge)
         asked |= {"filters": parent["filters"], "sampling_rate": parent["sampling_rate"]}
         asked |= {name: parent[name] for name in ("max_cost_usd", "pair_cost_usd", "reuse", "grouped")}
         asked |= {"root_run_id": parent["root_run_id"] or run_id}
@@ -247,7 +247,7 @@ async def _start(tx: Tx, asked: Mapping[str, Any], given: Sequence[UUID] = ()) -
     if given:
         await ledger.write_given_targets(tx, asked["id"], asked["project_id"], given, len(asked["metric_names"]))
     await announce(tx, asked["id"], asked["project_id"])
-    return _shown(await _found(tx, asked["project_id"], asked["id"]))
+    return shown(await _found(tx, asked["project_id"], asked["id"]))
 
 
 async def _found(tx: Tx, project: UUID, run_id: UUID) -> dict[str, Any]:
@@ -257,12 +257,12 @@ async def _found(tx: Tx, project: UUID, run_id: UUID) -> dict[str, Any]:
     return found
 
 
-def _asked(project: UUID, name: str | None, metrics: Sequence[str], model: str | None, judge: str) -> dict[str, Any]:
+def asked_for(project: UUID, name: str | None, metrics: Sequence[str], model: str | None, judge: str) -> dict[str, Any]:
     asked = {"id": uuid4(), "project_id": project, "name": storable(name), "metric_names": list(metrics)}
     return asked | {"model": model, "judge_model": judge}
 
 
-def _added_up(rows: Sequence[Mapping[str, Any]], limit: float | None) -> UsageOut:
+def added_up(rows: Sequence[Mapping[str, Any]], limit: float | None) -> UsageOut:
     sums = {name: sum(r[name] for r in rows) for name in ADDED_UP}
     return UsageOut(**sums, max_cost_usd=limit, by_metric=[Spent(**r) for r in rows])
 
@@ -300,12 +300,12 @@ def _default(settings: Settings) -> str:
     return default_model(settings.judge_model, settings.judge_base_url, os.environ)
 
 
-def _judge(settings: Settings, model: str | None) -> str:
+def judge_for(settings: Settings, model: str | None) -> str:
     judge = model or _default(settings)
     if why := why_not(judge, settings.judge_base_url, os.environ):
         raise Refused(400, f"Model {judge!r} cannot be used: {why}", ("model", why))
     return judge
 
 
-def _shown(run: Mapping[str, Any]) -> RunOut:
+def shown(run: Mapping[str, Any]) -> RunOut:
     return RunOut.model_validate({**run, "total_traces": run["total_targets"]})

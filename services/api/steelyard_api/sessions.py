@@ -5,7 +5,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Path, Query, Response
 
-from steelyard.store import sessions, traces, trends
+from steelyard.store import session_scores, sessions, traces, trends
 from steelyard.store.database import Tx
 from steelyard.traces import storable
 from steelyard_api.access import Visit, Visitor
@@ -97,12 +97,18 @@ async def read_session(
 
 @router.delete("/{session_id:anything}", summary="Delete a session")
 async def delete_session(session_id: SessionId, visitor: Visitor) -> SessionDeleted:
-    """Deletes all traces of the session with their spans and scores."""
+    """Deletes all traces of the session with their spans and scores, and the scores of the session itself; those also
+    where its last trace is gone already."""
     name = storable(session_id)
-    deleted = await written(visitor, lambda tx: traces.delete_session(tx, visitor.project, name))
-    if not deleted:
+
+    async def work(tx: Tx) -> tuple[int, int]:
+        of_traces = await traces.delete_session(tx, visitor.project, name)
+        return of_traces, await session_scores.delete_session(tx, visitor.project, name)
+
+    deleted = await written(visitor, work)
+    if not any(deleted):
         raise not_found("Session")
-    return SessionDeleted(deleted=deleted)
+    return SessionDeleted(deleted=deleted[0])
 
 
 async def _session(tx: Tx, visitor: Visit, session_id: str, limit: int, offset: int) -> SessionOut | None:

@@ -9,7 +9,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, GetJsonSchem
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
-from steelyard.filters import Moment, TraceFilters
+from steelyard.filters import Moment, SessionRunFilters, TraceFilters
+from steelyard.metrics.sessions import HEAVIEST
 from steelyard.traces import Span, SpanKind, SpanStatus, Trace, TraceStatus, milliseconds
 
 T = TypeVar("T")
@@ -504,7 +505,15 @@ Grouped = Annotated[
 ]
 
 
-class RunIn(Shape):
+class Limited(Shape):
+    """What a run asks for beside what it means."""
+
+    max_cost_usd: MaxCost = None
+    allow_unknown_price: UnknownPrice = False
+    grouped: Grouped = None
+
+
+class RunIn(Limited):
     """Which traces by which metrics."""
 
     name: RunName = None
@@ -514,10 +523,7 @@ class RunIn(Shape):
         1.0, description="part of the matching traces: floor(n x rate), at least one"
     )
     model: Model = None
-    max_cost_usd: MaxCost = None
-    allow_unknown_price: UnknownPrice = False
     reuse: Reuse = False
-    grouped: Grouped = None
 
     model_config = ConfigDict(
         extra="ignore",
@@ -529,7 +535,7 @@ class RunIn(Shape):
     )
 
 
-class BatchRunIn(Shape):
+class BatchRunIn(Limited):
     """These traces by these metrics."""
 
     trace_ids: list[UUID] = Field(
@@ -538,13 +544,63 @@ class BatchRunIn(Shape):
     metrics: Metrics
     name: RunName = None
     model: Model = None
-    max_cost_usd: MaxCost = None
-    allow_unknown_price: UnknownPrice = False
     reuse: Reuse = False
-    grouped: Grouped = None
 
     model_config = ConfigDict(
         extra="ignore", json_schema_extra={"examples": [{"trace_ids": [EXAMPLE], "metrics": ["task_completion"]}]}
+    )
+
+
+SessionMetricNames = Annotated[
+    list[str], Field(min_length=1, max_length=100, description="names from GET /evaluations/session-metrics")
+]
+Weight = Annotated[float, Field(strict=True, ge=0, le=HEAVIEST, allow_inf_nan=False)]
+Weights = Annotated[
+    dict[str, Weight] | None,
+    Field(description="how much each signal counts, by its name; a signal that is not named keeps its usual weight"),
+]
+
+
+class SessionRunIn(Limited):
+    """Which sessions by which metrics."""
+
+    name: RunName = None
+    metrics: SessionMetricNames
+    filters: SessionRunFilters = Field(SessionRunFilters(), description="all sessions of the project when left out")
+    sampling_rate: Annotated[float, Field(strict=True, ge=0, le=1, allow_inf_nan=False)] = Field(
+        1.0, description="part of the matching sessions: floor(n x rate), at least one"
+    )
+    model: Model = None
+    signal_weights: Weights = None
+
+    model_config = ConfigDict(
+        extra="ignore",
+        json_schema_extra={
+            "examples": [
+                {
+                    "name": "how reliable",
+                    "metrics": ["agent_reliability", "agent_consistency"],
+                    "filters": {"min_trace_count": 1},
+                    "signal_weights": {"loop_detection": 1.5},
+                }
+            ]
+        },
+    )
+
+
+class BatchSessionRunIn(Limited):
+    """These sessions by these metrics."""
+
+    session_ids: list[Short] = Field(
+        min_length=1, max_length=10_000, description="each counts once, however often it stands here"
+    )
+    metrics: SessionMetricNames
+    name: RunName = None
+    model: Model = None
+    signal_weights: Weights = None
+
+    model_config = ConfigDict(
+        extra="ignore", json_schema_extra={"examples": [{"session_ids": ["trip-1"], "metrics": ["agent_reliability"]}]}
     )
 
 
@@ -556,7 +612,8 @@ class RunStatus(StrEnum):
 
 
 class RunOut(Shape):
-    """A run and how far it is. `evaluated_count` counts traces all of whose metrics are settled."""
+    """A run and how far it is. What it scores are traces, or sessions where `target_type` says so; `evaluated_count`
+    counts those of them all of whose metrics are settled."""
 
     id: UUID
     name: str | None
@@ -565,15 +622,18 @@ class RunOut(Shape):
         "not scored; FAILED when it could not do its work at all, with `error_message`"
     )
     metric_names: list[str]
-    total_traces: int = Field(description="traces that the run means")
+    total_traces: int = Field(description="traces that the run means, or sessions")
     total_targets: int = Field(description="the same number as total_traces")
-    evaluated_count: int = Field(description="traces all of whose metrics are settled")
-    failed_count: int = Field(description="trace+metric pairs that were not scored")
+    evaluated_count: int = Field(description="traces or sessions all of whose metrics are settled")
+    failed_count: int = Field(description="trace+metric or session+metric pairs that were not scored")
     created_at: datetime
     completed_at: datetime | None
     project_id: UUID
-    target_type: str = Field(description="TRACE")
-    filters: dict[str, Any] = Field(description="as they were asked for")
+    target_type: str = Field(description="TRACE or SESSION")
+    filters: dict[str, Any] = Field(
+        description="as they were asked for; of a run of sessions with the weights of all signals in `signal_weights`, where "
+        "some were given"
+    )
     sampling_rate: float
     model: str | None = Field(description="the judge that was asked for, null for the default")
     judge_model: str = Field(description="the judge that scores")
@@ -618,8 +678,8 @@ class UsageOut(Shape):
 class EstimateOut(Shape):
     """What a run would mean and take, without asking anyone. Tokens are estimated from the newest matching traces."""
 
-    total_targets: int = Field(description="traces")
-    pairs: int = Field(description="traces times metrics")
+    total_targets: int = Field(description="traces, or sessions")
+    pairs: int = Field(description="traces times metrics; of sessions, their traces times signals")
     judge_model: str = Field(description="the judge that would score")
     calls: int = Field(description="to the model, when nothing has to be asked twice")
     input_tokens: int
@@ -741,6 +801,58 @@ class ScoreBefore(Shape):
     replaced_at: datetime
 
 
+class SessionScoreOut(Shape):
+    """One score of a session. `value` is text, and null with a reason where there is none."""
+
+    id: UUID
+    session_id: str
+    project_id: UUID
+    name: str
+    data_type: ScoreType
+    value: str | None
+    source: ScoreSource = Field(description="AUTOMATED: folded from the signals of the session's traces")
+    status: ScoreStatus = Field(description="SUCCESS; FAILED: not scored, and `reason` says why")
+    eval_run_id: UUID | None = Field(description="the run it comes from; null when that was deleted")
+    author_user_id: str | None
+    reason: str | None
+    metadata: dict[str, Any] = Field(
+        description="the weights, what each trace's signals were, and how they were folded"
+    )
+    created_at: datetime
+    updated_at: datetime
+    session_version: str | None = Field(
+        description="the same as long as the session's traces are the same and unchanged"
+    )
+    traces_seen: int = Field(description="how many traces the session had for this score")
+    snapshot_at: datetime = Field(description="as of when the session was looked at")
+
+
+class SessionScoreBefore(Shape):
+    """What a metric said of the session in one run."""
+
+    metric_name: str
+    score: float | None = Field(description="null where it was not scored")
+    eval_run_id: UUID | None = Field(description="the run it comes from; null when that was deleted")
+    created_at: datetime | None
+    status: ScoreStatus
+    session_version: str | None = Field(description="changes when the session's traces do")
+    traces_seen: int = Field(description="how many traces the session had")
+    snapshot_at: datetime = Field(description="as of when the session was looked at")
+
+
+class SessionCompared(Shape):
+    """A session at its place among the others."""
+
+    session_id: str
+    score: float | None = Field(description="the newest value that the metric has for it")
+    evaluated_at: datetime | None = Field(description="when that was made")
+    eval_run_id: UUID | None = Field(description="the run it comes from; null when that was deleted")
+    trace_count: int = Field(description="how many traces the session has now")
+    last_trace_at: datetime = Field(description="when its last trace started")
+    session_version: str | None = Field(description="what the session was when it was scored")
+    worst_trace: str | None = Field(description="the id of the trace that counted most against it")
+
+
 class ScoreSummary(Shape):
     """One metric's scores. Averages are of NUMERIC and BOOLEAN ones (true is 1); CATEGORICAL ones are only counted."""
 
@@ -781,6 +893,13 @@ class MetricOut(Shape):
     category: str = Field(description="trace")
     default_threshold: float = Field(description="a score at or above it is a success")
     prompt_preview: list[Preview] = Field(description="what a judge is asked, stage by stage")
+
+
+class SessionMetricOut(MetricOut):
+    """What a metric of sessions measures. It asks no judge itself: it folds signals of the session's traces."""
+
+    category: str = Field(description="session")
+    signal_weights: dict[str, float] = Field(description="the signals that it folds, with their usual weights")
 
 
 class FiltersOut(Shape):

@@ -12,6 +12,7 @@ from steelyard.metrics import (
     tool_correctness,
 )
 from steelyard.metrics.judging import Metric
+from steelyard.metrics.sessions import SESSION_METRICS, SIGNALS
 
 # What a run of traces may ask for.
 CATALOGUE: dict[str, Metric] = {
@@ -84,8 +85,22 @@ SESSION_SIGNALS: dict[str, Metric] = {
 }
 
 
+# What a run of sessions asks of each trace before it folds.
+SIGNAL_METRICS: tuple[Metric, ...] = tuple({**CATALOGUE, **SESSION_SIGNALS}[name] for name in SIGNALS)
+
+
 def why_unknown(metric: str) -> str:
     """The sentence for a name that a run of traces cannot ask for."""
+    if metric in SESSION_METRICS:
+        return f"{metric!r} is a metric of sessions: it is asked of a run of sessions"
     if metric in SESSION_SIGNALS:
         return f"{metric!r} is a session signal: it is computed within a session and cannot be asked of a run of traces"
     return f"unknown metric {metric[:100]!r}; known are {', '.join(CATALOGUE)}"
+
+
+def why_no_session_metric(metric: str) -> str:
+    """The sentence for a name that a run of sessions cannot ask for."""
+    known = ", ".join(SESSION_METRICS)
+    if metric in CATALOGUE or metric in SESSION_SIGNALS:
+        return f"{metric!r} is said of traces, not of sessions; known of sessions are {known}"
+    return f"unknown metric {metric[:100]!r}; known are {known}"

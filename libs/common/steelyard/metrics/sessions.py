@@ -58,9 +58,10 @@ def weights_of(given: Mapping[str, float] | None) -> dict[str, float]:
 
 def agent_reliability(traces: Sequence[Signals], weights: Mapping[str, float]) -> Score:
     """Worst case: what the riskiest traces of the session risk, by their riskiest signal."""
-    risks = [(t, max(weights[name] * risk for name, risk in t.risks().items())) for t in traces if t.values]
+    risks = [(t, max(weights[name] * risk for name, risk in known.items())) for t in traces if (known := t.risks())]
     if not risks:
-        return Score(1.0, _nothing(traces, "a signal"), _told(traces, weights, [], {}, RELIABILITY))
+        told = _told(traces, weights, [], {}, RELIABILITY) | {"raw_risk": 0.0, "flagged_traces": [], "flagged_count": 0}
+        return Score(1.0, _nothing(traces, "a signal"), told)
     highest = sorted((risk for _, risk in risks), reverse=True)
     k = max(1, math.ceil(len(risks) * TOP))
     mean_top = math.fsum(highest[:k]) / k
@@ -84,7 +85,8 @@ def agent_consistency(traces: Sequence[Signals], weights: Mapping[str, float]) -
     """Stability: how unsure the traces are, and the more so where their other signals are bad too."""
     counted = [t for t in traces if "confidence" in t.values]
     if not counted:
-        return Score(1.0, _nothing(traces, "a confidence signal"), _told(traces, weights, [], {}, CONSISTENCY))
+        told = _told(traces, weights, [], {}, CONSISTENCY) | {"raw_instability": 0.0}
+        return Score(1.0, _nothing(traces, "a confidence signal"), told)
     penalties = {
         t.trace_id: math.fsum(weights[n] * r for n, r in t.risks().items() if n != "confidence") for t in counted
     }
@@ -124,7 +126,7 @@ def _told(
     """The contract's fields. `order` is the traces that counted, the worst first: of very many, those are told."""
     by_id = {t.trace_id: t for t in traces}
     counted = set(order)
-    others = [t.trace_id for t in traces if t.values and t.trace_id not in counted]
+    others = [t.trace_id for t in traces if t.trace_id not in counted and t.risks()]
     known = [by_id[trace] for trace in (*order, *others)]
     shown = known[:MOST_TOLD]
     told: dict[str, Any] = {

@@ -6,12 +6,13 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, func, select, text
+from sqlalchemy import ColumnElement, TextClause, func, select, text
 from sqlalchemy.dialects.postgresql import distinct_on
 
 from steelyard.store.database import Tx, dumps
 from steelyard.store.tables import ScoreHistory, TraceScore
 
+TRACE_SCORES, SESSION_SCORES = "trace_scores", "session_scores"
 _S = TraceScore.__table__.c  # type: ignore[attr-defined]
 _H = ScoreHistory.__table__.c  # type: ignore[attr-defined]
 _SHOWN = (
@@ -134,30 +135,49 @@ async def prune_parked(tx: Tx, hours: float, page: int) -> int:
     return (await tx.execute(_PRUNE_PARKED, {"hours": hours, "page": page})).rowcount
 
 
-# Analytics.
+# Analytics, of scores of either kind.
 
 
-async def summary(tx: Tx, project: UUID, since: datetime | None, until: datetime | None) -> list[dict[str, Any]]:
-    return await _rows(tx, _SUMMARY, project=project, since=since, until=until)
+async def summary(
+    tx: Tx, project: UUID, since: datetime | None, until: datetime | None, kind: str = TRACE_SCORES
+) -> list[dict[str, Any]]:
+    return await _rows(tx, _SUMMARY[kind], project=project, since=since, until=until)
 
 
 async def trend(
-    tx: Tx, project: UUID, name: str, granularity: str, since: datetime | None, until: datetime | None
+    tx: Tx,
+    project: UUID,
+    name: str,
+    granularity: str,
+    since: datetime | None,
+    until: datetime | None,
+    kind: str = TRACE_SCORES,
 ) -> list[dict[str, Any]]:
     given = {"project": project, "name": name, "granularity": granularity, "since": since, "until": until}
-    return await _rows(tx, _TREND, **given)
+    return await _rows(tx, _TREND[kind], **given)
 
 
 async def distribution(
-    tx: Tx, project: UUID, name: str, buckets: int, since: datetime | None, until: datetime | None
+    tx: Tx,
+    project: UUID,
+    name: str,
+    buckets: int,
+    since: datetime | None,
+    until: datetime | None,
+    kind: str = TRACE_SCORES,
 ) -> Sequence[dict[str, Any]]:
     """All buckets, the empty ones too; the last one holds 1.0."""
     given = {"project": project, "name": name, "buckets": buckets, "since": since, "until": until}
-    return await _rows(tx, _DISTRIBUTION, **given)
+    return await _rows(tx, _DISTRIBUTION[kind], **given)
 
 
 async def _rows(tx: Tx, statement: Any, **given: Any) -> list[dict[str, Any]]:
     return [dict(r._mapping) for r in await tx.execute(statement, given)]
+
+
+def _of_either(statement: str) -> dict[str, TextClause]:
+    """Once for the scores of traces, once for those of sessions."""
+    return {kind: text(statement.replace("SCORES", kind)) for kind in (TRACE_SCORES, SESSION_SCORES)}
 
 
 _HOLD_TRACE = text(
@@ -204,30 +224,30 @@ _WINDOW = """
     created_at >= coalesce(CAST(:since AS timestamptz), '-infinity')
         AND created_at < coalesce(CAST(:until AS timestamptz), 'infinity')
 """
-_SUMMARY = text(
+_SUMMARY = _of_either(
     f"""
     SELECT name AS metric_name, avg(number) AS avg_score, min(number) AS min_score, max(number) AS max_score,
         percentile_cont(0.5) WITHIN GROUP (ORDER BY number) AS median_score,
         count(*) FILTER (WHERE status = 'SUCCESS') AS success_count,
         count(*) FILTER (WHERE status = 'FAILED') AS failed_count, max(created_at) AS latest_score_at
-    FROM trace_scores WHERE project_id = :project AND status <> 'PENDING' AND {_WINDOW}
+    FROM SCORES WHERE project_id = :project AND status <> 'PENDING' AND {_WINDOW}
     GROUP BY name ORDER BY name
     """
 )
-_TREND = text(
+_TREND = _of_either(
     f"""
     SELECT date_trunc(:granularity, created_at, 'UTC') AS bucket, name AS metric_name, avg(number) AS avg_score,
         count(*) AS count
-    FROM trace_scores WHERE project_id = :project AND name = :name AND number IS NOT NULL AND {_WINDOW}
+    FROM SCORES WHERE project_id = :project AND name = :name AND number IS NOT NULL AND {_WINDOW}
     GROUP BY 1, 2 ORDER BY 1
     """
 )
 # numeric, so that 0.29 of 100 buckets belongs to the one that begins at 0.29: as a double it would be 28.999….
-_DISTRIBUTION = text(
+_DISTRIBUTION = _of_either(
     f"""
     WITH counted AS (
         SELECT least(width_bucket(number::numeric, 0, 1, :buckets), :buckets) AS bucket, count(*) AS n
-        FROM trace_scores WHERE project_id = :project AND name = :name AND number IS NOT NULL AND {_WINDOW}
+        FROM SCORES WHERE project_id = :project AND name = :name AND number IS NOT NULL AND {_WINDOW}
         GROUP BY 1
     )
     SELECT b AS bucket, ((b - 1)::numeric / :buckets)::float8 AS bucket_min, (b::numeric / :buckets)::float8 AS bucket_max,

@@ -10,6 +10,7 @@ from sqlalchemy import ColumnElement, Text, any_, cast, collate, func, literal, 
 from sqlalchemy.dialects.postgresql import ARRAY
 
 from steelyard.filters import SessionRunFilters
+from steelyard.store import traces
 from steelyard.store.database import Tx
 from steelyard.store.tables import Session, TraceRow
 
@@ -87,12 +88,27 @@ async def matching(tx: Tx, project: UUID, asked: SessionRunFilters) -> tuple[int
 
 
 async def missing(tx: Tx, project: UUID, wanted: Sequence[str]) -> list[str]:
-    """Of these ids those that the project lacks, in the order they were given."""
-    rows = await tx.execute(
-        select(_S.session_id).where(_S.project_id == project, _S.session_id == any_(cast(list(wanted), ARRAY(Text))))
-    )
-    there = {r.session_id for r in rows}
+    """Of these ids those that the project lacks, in the order they were given. Those that are there stay until this
+    transaction ends: a run that names them counts on each."""
+    named = (_S.project_id == project, _S.session_id == any_(cast(list(wanted), ARRAY(Text))))
+    held = select(_S.session_id).where(*named).order_by(_S.session_id).with_for_update(read=True, key_share=True)
+    there = {r.session_id for r in await tx.execute(held)}
     return [w for w in wanted if w not in there]
+
+
+async def traces_in(tx: Tx, project: UUID, asked: SessionRunFilters) -> int:
+    """How many traces the sessions that a run means have together."""
+    summed = select(func.coalesce(func.sum(_S.trace_count), 0)).where(*SessionFilters.of_run(asked).sql(project))
+    return int((await tx.execute(summed)).scalar_one())
+
+
+async def sizes(
+    tx: Tx, project: UUID, asked: SessionRunFilters | None, ids: Sequence[str], most: int
+) -> tuple[float, int | None]:
+    """Of the traces of the sessions that match, or that are named: see `traces.sizes`."""
+    named = [_S.project_id == project, _S.session_id == any_(cast(list(ids), ARRAY(Text)))]
+    meant = select(_S.session_id).where(*(SessionFilters.of_run(asked).sql(project) if asked else named))
+    return await traces.sizes_where(tx, [_T.project_id == project, _T.session_id.in_(meant)], most)
 
 
 async def get(tx: Tx, project: UUID, session_id: str) -> dict[str, Any] | None:

@@ -413,6 +413,7 @@ class SessionScore(SQLModel, table=True):
     __table_args__ = (
         Index("session_scores_run", "eval_run_id", "project_id", "session_id"),
         Index("session_scores_session", "project_id", "session_id", "name", text("created_at DESC")),
+        Index("session_scores_source", "project_id", "source", text("created_at DESC"), "id"),
         Index("session_scores_newest", "project_id", text("created_at DESC"), "id"),
         Index(
             "session_scores_name",

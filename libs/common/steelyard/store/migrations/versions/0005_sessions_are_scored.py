@@ -38,6 +38,7 @@ def upgrade() -> None:
     )
     op.create_index("session_scores_run", "session_scores", ["eval_run_id", "project_id", "session_id"])
     op.create_index("session_scores_session", "session_scores", ["project_id", "session_id", "name", NEWEST])
+    op.create_index("session_scores_source", "session_scores", ["project_id", "source", NEWEST, "id"])
     op.create_index("session_scores_newest", "session_scores", ["project_id", NEWEST, "id"])
     op.create_index(
         "session_scores_name", "session_scores", ["project_id", "name", NEWEST],
