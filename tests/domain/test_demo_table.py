@@ -142,7 +142,7 @@ def test_sessions_are_told_worst_first_with_the_trace_that_drags_each_one_down()
     lines = sessions_table(
         sessions_of(found, {"t-1": "bookings", "t-2": "x"}), ["agent_reliability", "agent_consistency"]
     )
-    assert [line.split()[0] for line in lines.splitlines()[2:]] == ["lost", "poor", "good"]
-    poor = lines.splitlines()[3]
+    assert [line.split()[0] for line in lines.splitlines()[3:]] == ["lost", "poor", "good"]
+    poor = lines.splitlines()[4]
     assert poor.split()[:2] == ["poor", "4"] and "bookings: tool_correctness 0.20" in poor and "✗ 0.36" in poor
     assert "\x1b" not in sessions_table([SessionRow("\x1b[2J", 1, {})], [])

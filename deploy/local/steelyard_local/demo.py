@@ -218,7 +218,7 @@ def about_judge(model: str, environ: Mapping[str, str]) -> str:
 
 
 def _width() -> int:
-    return shutil.get_terminal_size((100, 24)).columns
+    return shutil.get_terminal_size((120, 24)).columns
 
 
 if __name__ == "__main__":

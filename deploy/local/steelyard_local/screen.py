@@ -114,7 +114,8 @@ def table(rows: Sequence[Row], metrics: Sequence[str], width: int = 100, paint: 
 def _cells(metrics: Sequence[str], width: int) -> list[int]:
     """As wide as the longer word of each name; where names of traces would have no room, as wide as a score."""
     wide = [max(6, *(len(word) for word in m.split("_", 1))) for m in metrics]
-    return wide if width - sum(c + 2 for c in wide) >= 36 else [min(7, c) for c in wide]
+    narrower = ([min(most, c) for c in wide] for most in (20, 9, 8, 7))
+    return next((cells for cells in narrower if width - sum(c + 2 for c in cells) >= 36), [min(7, c) for c in wide])
 
 
 def _head(metrics: Sequence[str], cells: Sequence[int], *names: str) -> tuple[list[str], list[str]]:
@@ -146,21 +147,18 @@ def sessions_table(
 ) -> str:
     """The worst first; one without a score before all others, because somebody has to look at it."""
     rows = sorted(rows, key=lambda r: (r.low(), r.name))
-    cells = [max(6, len(m)) for m in metrics]
+    cells = [max(6, *(len(word) for word in m.split("_", 1))) for m in metrics]
     name = max(8, min(max((len(r.name) for r in rows), default=7), 28))
-    head = [
-        "session".ljust(name),
-        "traces",
-        *(m.rjust(c) for m, c in zip(metrics, cells, strict=True)),
-        "dragged down by",
-    ]
-    lines = [paint.bold("  " + "  ".join(head)), paint.dim("  " + "  ".join("─" * len(h) for h in head))]
-    rest = width - len("  ".join(head)) + len("dragged down by") - 2
+    above, head = _head(metrics, cells, "session".ljust(name), "traces")
+    rest = max(15, width - len("  ".join(head)) - 4)
+    head.append("dragged down by")
+    lines = [paint.bold("  " + "  ".join(line).rstrip()) for line in (above, head)]
+    lines.append(paint.dim("  " + "  ".join("─" * len(h) for h in head)))
     for row in rows:
         words = [_cut(printable(row.name), name), str(row.traces).rjust(6)]
         words += [_cell(row.marks.get(m), c, paint) for m, c in zip(metrics, cells, strict=True)]
         said = f"{printable(row.worst)}: {printable(row.because)}" if row.worst else ""
-        lines.append("  " + "  ".join([*words, paint.dim(_cut(said, max(15, rest)).rstrip())]).rstrip())
+        lines.append("  " + "  ".join([*words, paint.dim(_cut(said, rest).rstrip())]).rstrip())
     return "\n".join(lines)
 
 

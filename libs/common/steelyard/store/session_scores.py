@@ -107,7 +107,8 @@ async def comparison(
     given = {"project": project, "name": name, "limit": limit, "offset": offset}
     found = [dict(r._mapping) for r in await tx.execute(_RANKED[descending], given)]
     if found:
-        return found, int([r.pop("total") for r in found][0])
+        totals = [int(r.pop("total")) for r in found]
+        return found, totals[0]
     return [], int((await tx.execute(_COUNT_RANKED, given)).scalar_one()) if offset else 0
 
 
