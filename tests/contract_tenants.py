@@ -57,6 +57,7 @@ def recipes(own: Named) -> Mapping[str, Sequence[Asked]]:
         "GET /evaluations/trace-runs/{run_id}": [{}],
         "DELETE /evaluations/trace-runs/{run_id}": [{}, {"query": {"delete_scores": "true"}}],
         "POST /evaluations/trace-runs/{run_id}/retry": [{}],
+        "POST /evaluations/trace-runs/{run_id}/resume": [{}],
         "GET /evaluations/trace-runs/{run_id}/scores": [{}],
         "GET /evaluations/trace-runs/{run_id}/usage": [{}],
         "POST /evaluations/trace-runs/estimate": [{"body": {"metrics": [METRIC]}}],

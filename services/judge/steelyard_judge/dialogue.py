@@ -19,9 +19,10 @@ from steelyard.providers import RULES
 from steelyard.settings import Settings
 from steelyard.traces import Trace
 from steelyard_judge.embeddings import Embedder
-from steelyard_judge.model import Gateway, TooLarge, Unanswered, Usage
+from steelyard_judge.model import Gateway
 from steelyard_judge.orders import Order
 from steelyard_judge.paying import Book, Payer
+from steelyard_judge.usage import TooLarge, Unanswered, Usage
 
 LONGEST, MOST_ITEMS = 8000, 200
 # What takes more than a few milliseconds to render.
@@ -283,6 +284,8 @@ def scoring(
         case = await cases.of(trace)
         if ruled:
             return await converse(found, case, Rules(), embedder)
+        if order.probe:
+            gateway.probe(order.model)
         payer = Payer(gateway, book, order, found, settings) if book else None
         answerer = Model(payer or gateway, order.model, shared, str(order.root_run_id))
         try:

@@ -18,10 +18,11 @@ class Order:
     reuse: bool = False
     grouped: bool | None = None
     attempt: int = 0
+    probe: bool = False
 
     @classmethod
     def of(cls, job: TraceJob, owed: Owed) -> "Order":
         return cls(
             job.run_id, job.project_id, job.trace_id, job.model, job.root_run_id or job.run_id, job.reuse, job.grouped,
-            owed.attempt,
+            owed.attempt, job.probe,
         )  # fmt: skip

@@ -20,7 +20,7 @@ from steelyard.errors import Later
 Tx = AsyncConnection
 # Connection trouble, shutdown, serialization, deadlock, out of resources, lock not available.
 PASSING = ("08", "57P", "40001", "40P01", "53", "55P03")
-HEAD = "0003"
+HEAD = "0004"
 RESTED_SECONDS = 1.0
 
 

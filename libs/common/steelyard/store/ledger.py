@@ -157,6 +157,10 @@ class Demand:
     max_cost_usd: float | None
     pair_cost_usd: float | None
     stopping: str | None
+    paused_why: str | None
+    paused_until: datetime | None
+    # Whether a paused run's time has come: by the database's clock, or because somebody resumed it.
+    due: bool
 
     def affordable(self) -> int:
         """How many pairs may be under way at once: each could cost as much as it ever can, and what is spent is spent."""
@@ -178,6 +182,15 @@ class Taken:
     attempts: int
 
 
+@dataclass(frozen=True)
+class Pause:
+    """`until` is None where the model is being tried."""
+
+    model: str
+    why: str
+    until: datetime | None
+
+
 async def demands(tx: Tx, most: int) -> list[Demand]:
     """What each unfinished run has under way and could have, the latter counted no further than anyone could use."""
     return [Demand(*r) for r in await tx.execute(_DEMANDS, {"most": most, "often": MOST_REDISPATCHES})]
@@ -186,6 +199,24 @@ async def demands(tx: Tx, most: int) -> list[Demand]:
 async def stop(tx: Tx, run_id: UUID, why: str, said: str) -> bool:
     """Nothing more is sent: what is owed will be settled as not scored. False when somebody else stopped it."""
     return bool((await tx.execute(_STOP, {"run": run_id, "why": why, "said": said})).rowcount)
+
+
+async def pause(tx: Tx, pause: Pause, anew: bool) -> int:
+    """Unfinished runs of a model whose quota is exhausted are held; `anew` also those that are held already, because a
+    probe failed. Returns how many changed. For their locks the dispatcher waits: what settles holds them for moments."""
+    given = {"model": pause.model, "why": pause.why, "until": pause.until, "anew": anew}
+    return (await tx.execute(_PAUSE, given)).rowcount
+
+
+async def unpause(tx: Tx, model: str) -> int:
+    return (await tx.execute(_UNPAUSE, {"model": model})).rowcount
+
+
+async def alone_with(tx: Tx, model: str) -> bool:
+    """One dispatcher at a time probes a model, and only while no pair of a paused run of it is under way."""
+    if not (await tx.execute(_LOCK_RUN, {"id": f"probe {model}"})).scalar():
+        return False
+    return not (await tx.execute(_PROBED, {"model": model})).scalar()
 
 
 async def unsent(tx: Tx, run_id: UUID, page: int) -> list[PairState]:
@@ -470,7 +501,8 @@ _FAIL_RUN = text(
 _DEMANDS = text(
     """
     SELECT r.id, r.project_id, r.judge_model, coalesce(f.n, 0), w.n, r.settled_count, coalesce(r.root_run_id, r.id), r.reuse,
-        r.grouped, o.n, coalesce(s.cost, 0), r.max_cost_usd, r.pair_cost_usd, r.stopping
+        r.grouped, o.n, coalesce(s.cost, 0), r.max_cost_usd, r.pair_cost_usd, r.stopping, r.paused_why, r.paused_until,
+        r.paused_why IS NOT NULL AND coalesce(r.paused_until <= now(), true)
     FROM runs r
     LEFT JOIN (SELECT run_id, count(*) AS n FROM pairs WHERE status = 'dispatched' GROUP BY run_id) f ON f.run_id = r.id
     LEFT JOIN run_spending s ON s.run_id = r.id AND r.max_cost_usd IS NOT NULL
@@ -494,6 +526,31 @@ _STOP = text(
     """
     UPDATE runs SET stopping = :why, error_message = :said
     WHERE id = :run AND stopping IS NULL AND status IN ('PENDING', 'RUNNING')
+    """
+)
+_HELD = """
+    SELECT id FROM runs
+    WHERE judge_model = :model AND status IN ('PENDING', 'RUNNING') AND deleted_at IS NULL AND stopping IS NULL AND {which}
+    ORDER BY id FOR NO KEY UPDATE
+"""
+_PAUSE = text(
+    f"""
+    WITH some AS ({_HELD.format(which="(paused_why IS NULL OR :anew)")})
+    UPDATE runs r SET paused_why = :why, paused_until = :until FROM some WHERE r.id = some.id
+    """
+)
+_UNPAUSE = text(
+    f"""
+    WITH some AS ({_HELD.format(which="paused_why IS NOT NULL")})
+    UPDATE runs r SET paused_why = NULL, paused_until = NULL FROM some WHERE r.id = some.id
+    """
+)
+_PROBED = text(
+    """
+    SELECT EXISTS (
+        SELECT 1 FROM runs r JOIN pairs p ON p.run_id = r.id AND p.status = 'dispatched'
+        WHERE r.judge_model = :model AND r.status IN ('PENDING', 'RUNNING') AND r.deleted_at IS NULL
+    )
     """
 )
 _UNSENT = text(
