@@ -1,5 +1,6 @@
 """A broadcast: every process reads the whole of a small topic by itself, and goes on listening."""
 
+import asyncio
 import logging
 from collections.abc import Callable
 from typing import Any
@@ -9,6 +10,7 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 from steelyard.errors import Later, Never
 from steelyard.events import Event, decode
 from steelyard.kafka import Cluster
+from steelyard.tasks import ended
 from steelyard.window import FETCH_WAIT_MS
 
 log = logging.getLogger(__name__)
@@ -22,6 +24,7 @@ class Following:
         self._cluster, self._heard = cluster, heard
         self._topic, self._partitions = cluster.topic(kind.topic), kind.partitions
         self._consumer: Any = None
+        self.listening: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     async def start(self) -> None:
         """Up to where the topic ends now: a process that is ready knows what the others know."""
@@ -35,16 +38,18 @@ class Following:
         try:
             await self._catch_up()
         except BaseException:
-            await self.stop()
+            await self._consumer.stop()
             raise
+        self.listening = asyncio.create_task(self._listen())
 
     async def stop(self) -> None:
+        await ended([self.listening])
         await self._consumer.stop()
 
     async def unwell(self) -> str | None:
         return None
 
-    async def listen(self) -> None:
+    async def _listen(self) -> None:
         while True:
             await self._next()
 

@@ -176,7 +176,7 @@ class _Running:
         for handler, flow in self._service._followers:
             following = Following(self._cluster, flow.takes[0], handler)
             await self._begin(following)
-            self._spawn(following.listen())
+            self._spawn(following.listening)
         await self._patiently(self._consume, "the consumers")
         for turn, every, bell in self._service._loops:
             self._spawn(self._turning(turn, every, bell))

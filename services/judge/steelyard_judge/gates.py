@@ -183,8 +183,10 @@ class Gates:
                 del self._untold[e.account, e.model]
 
     def _say_closed(self, account: str, model: str, gate: Gate) -> None:
-        """Once for each closing: of a hundred calls that are limited together, one is heard of."""
-        if gate.exhausted:
+        """Once for each closing: of a hundred calls that are limited together, one is heard of. A probe that failed is
+        news, however soon it was."""
+        probed = gate.exhausted and account in self._probing
+        if probed:
             self._probing.discard(account)
         until, why = (gate.exhausted_until, gate.why_exhausted) if gate.exhausted else (gate.until, gate.why)
         now = self.clock()
@@ -192,7 +194,7 @@ class Gates:
             account=account, model=model, at=now, until=now + timedelta(seconds=until - time.monotonic()),
             why=why, exhausted=gate.exhausted,
         )  # fmt: skip
-        if said.says_more_than(self._said.get((account, model))):
+        if probed or said.says_more_than(self._said.get((account, model))):
             self._say(said)
 
     def _say(self, event: ProviderClosed) -> None:

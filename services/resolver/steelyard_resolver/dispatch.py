@@ -21,6 +21,8 @@ log = logging.getLogger(__name__)
 REFILL_SECONDS = 0.3
 PRODUCE_SECONDS = 5.0
 CLOSED_AT_ONCE = 1000
+# What a probe's answer takes to be heard after its pair is settled; until then no other is sent.
+PROBE_SECONDS = 5.0
 
 
 class Dispatcher:
@@ -45,7 +47,7 @@ class Dispatcher:
             elif demand.ready and given[demand.run_id] > demand.in_flight:
                 released += await self._refill(demand, given[demand.run_id], publish)
         for demand in self._to_probe(found):
-            released += await self._refill(demand, 1, publish, probe=True)
+            released += await self._probe(demand, publish)
         return released > 0
 
     async def _demands(self, slots: int) -> list[ledger.Demand]:
@@ -64,6 +66,13 @@ class Dispatcher:
         due = [d for d in found if d.due and d.ready and d.affordable() and not d.stopping]
         free = [d for d in due if d.model not in busy and not self._closings.limited(d.model)]
         return list({d.model: d for d in reversed(free)}.values())
+
+    async def _probe(self, demand: ledger.Demand, publish: Publish[TraceJob | TraceScored]) -> int:
+        """Its answer opens the model for all of its runs, or closes it once more."""
+        async with self._database.begin() as tx:
+            if not await ledger.claim_probe(tx, demand.model, PROBE_SECONDS):
+                return 0
+        return await self._refill(demand, 1, publish, probe=True)
 
     async def _close(self, demand: ledger.Demand, publish: Publish[TraceJob | TraceScored]) -> int:
         """A page of what will never be sent is settled as not scored, by the aggregator as everything is: counts still
@@ -85,8 +94,6 @@ class Dispatcher:
         """The advisory lock lets one dispatcher at a time into a run; settling and cancelling never wait for it."""
         async with self._database.begin() as tx:
             if not await ledger.lock_run(tx, demand.run_id):
-                return 0
-            if probe and not await ledger.alone_with(tx, demand.model):
                 return 0
             room = share - await ledger.in_flight(tx, demand.run_id)
             pairs = await ledger.take(tx, demand.run_id, room) if room > 0 else []

@@ -212,11 +212,9 @@ async def unpause(tx: Tx, model: str) -> int:
     return (await tx.execute(_UNPAUSE, {"model": model})).rowcount
 
 
-async def alone_with(tx: Tx, model: str) -> bool:
-    """One dispatcher at a time probes a model, and only while no pair of a paused run of it is under way."""
-    if not (await tx.execute(_LOCK_RUN, {"id": f"probe {model}"})).scalar():
-        return False
-    return not (await tx.execute(_PROBED, {"model": model})).scalar()
+async def claim_probe(tx: Tx, model: str, seconds: float) -> bool:
+    """One dispatcher probes a model: for the others its runs are not due, for as long as the answer takes to be heard."""
+    return bool((await tx.execute(_CLAIM_PROBE, {"model": model, "seconds": seconds})).rowcount)
 
 
 async def unsent(tx: Tx, run_id: UUID, page: int) -> list[PairState]:
@@ -528,6 +526,7 @@ _STOP = text(
     WHERE id = :run AND stopping IS NULL AND status IN ('PENDING', 'RUNNING')
     """
 )
+_DUE = "paused_why IS NOT NULL AND coalesce(paused_until <= now(), true)"
 _HELD = """
     SELECT id FROM runs
     WHERE judge_model = :model AND status IN ('PENDING', 'RUNNING') AND deleted_at IS NULL AND stopping IS NULL AND {which}
@@ -535,22 +534,20 @@ _HELD = """
 """
 _PAUSE = text(
     f"""
-    WITH some AS ({_HELD.format(which="(paused_why IS NULL OR :anew)")})
-    UPDATE runs r SET paused_why = :why, paused_until = :until FROM some WHERE r.id = some.id
+    WITH these AS ({_HELD.format(which="(paused_why IS NULL OR CAST(:anew AS bool))")})
+    UPDATE runs r SET paused_why = :why, paused_until = CAST(:until AS timestamptz) FROM these WHERE r.id = these.id
     """
 )
 _UNPAUSE = text(
     f"""
-    WITH some AS ({_HELD.format(which="paused_why IS NOT NULL")})
-    UPDATE runs r SET paused_why = NULL, paused_until = NULL FROM some WHERE r.id = some.id
+    WITH these AS ({_HELD.format(which="paused_why IS NOT NULL")})
+    UPDATE runs r SET paused_why = NULL, paused_until = NULL FROM these WHERE r.id = these.id
     """
 )
-_PROBED = text(
-    """
-    SELECT EXISTS (
-        SELECT 1 FROM runs r JOIN pairs p ON p.run_id = r.id AND p.status = 'dispatched'
-        WHERE r.judge_model = :model AND r.status IN ('PENDING', 'RUNNING') AND r.deleted_at IS NULL
-    )
+_CLAIM_PROBE = text(
+    f"""
+    WITH these AS ({_HELD.format(which=_DUE)})
+    UPDATE runs r SET paused_until = clock_timestamp() + make_interval(secs => :seconds) FROM these WHERE r.id = these.id
     """
 )
 _UNSENT = text(
