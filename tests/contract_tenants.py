@@ -29,8 +29,8 @@ BODY_WORDS = ("session_id", "session_ids", "user_id")  # a body's other texts ar
 
 
 def recipes(own: Named) -> Mapping[str, Sequence[Asked]]:
-    """Requests that a project makes about its own things, and that work; ids in paths are filled in. A new route goes
-    here; several requests where a parameter decides what is done with an id."""
+    """Requests that a project makes about its own things, and that work; ids in paths are filled in, where a recipe names
+    no other. A new route goes here; several requests where a parameter decides what is done with an id."""
     span = {"span_id": str(uuid4()), "parent_span_id": own["span_id"], "name": "step", "started_at": SINCE}
     trace = {"trace_id": own["trace_id"], "name": "again", "started_at": SINCE, "spans": [span]}
     score = {"trace_id": own["trace_id"], "name": "quality", "value": "0.5"}
@@ -61,6 +61,7 @@ def recipes(own: Named) -> Mapping[str, Sequence[Asked]]:
         "GET /evaluations/trace-runs/{run_id}": [{}],
         "DELETE /evaluations/trace-runs/{run_id}": [{}, {"query": {"delete_scores": "true"}}],
         "POST /evaluations/trace-runs/{run_id}/retry": [{}],
+        "POST /evaluations/trace-runs/{run_id}/resume": [{"path": {"run_id": own["paused_run_id"]}}],
         "GET /evaluations/trace-runs/{run_id}/scores": [{}],
         "GET /evaluations/trace-runs/{run_id}/usage": [{}],
         "POST /evaluations/trace-runs/estimate": [{"body": {"metrics": [METRIC]}}],
@@ -84,6 +85,7 @@ def recipes(own: Named) -> Mapping[str, Sequence[Asked]]:
         "GET /evaluations/session-runs/{run_id}": [{}],
         "DELETE /evaluations/session-runs/{run_id}": [{}, {"query": {"delete_scores": "true"}}],
         "POST /evaluations/session-runs/{run_id}/retry": [{}],
+        "POST /evaluations/session-runs/{run_id}/resume": [{"path": {"run_id": own["paused_session_run_id"]}}],
         "GET /evaluations/session-runs/{run_id}/scores": [{}],
         "GET /evaluations/session-runs/{run_id}/usage": [{}],
         "GET /evaluations/session-scores": [{}],
@@ -175,7 +177,10 @@ async def send(client: httpx.AsyncClient, route: str, asked: Asked, who: Named) 
 
 def request(route: str, variant: int, path: Sequence[Place], own: Named) -> Asked:
     """One of the requests about a project's own things, ready to be sent."""
-    return recipes(own)[route][variant] | {"path": {word(at): own[word(at, route)] for at in path if at[0] == "path"}}
+    recipe = recipes(own)[route][variant]
+    return recipe | {
+        "path": {word(at): own[word(at, route)] for at in path if at[0] == "path"} | recipe.get("path", {})
+    }
 
 
 def told(answer: httpx.Response, said: Named, own: Named, kept: Set[str]) -> tuple[int, str, dict[str, str]]:
@@ -242,13 +247,17 @@ class Settled:
         await self._post("/evaluations/trace-scores", score | {"trace_id": str(uuid4()), "source": "PROGRAMMATIC"})
 
     async def _evaluated(self) -> None:
-        """A run that is over, one of its pairs failed: there is something to read, to retry and to delete."""
+        """A run that is over, one of its pairs failed: there is something to read, to retry and to delete. And one that is
+        paused."""
         asked = {"metrics": [METRIC], "name": self.mark, "trace_ids": [self.words["trace_id"]]}
         run = (await self._post("/evaluations/trace-runs/batch", asked, self._key))["id"]
         self.words |= {"run_id": run, "eval_run_id": run}
         async with self._workers.begin() as tx:
             for statement in _RUN_IS_OVER:
                 await tx.execute(text(statement), {"run": UUID(run), "trace": UUID(self.words["trace_id"])})
+        self.words["paused_run_id"] = (await self._post("/evaluations/trace-runs/batch", asked))["id"]
+        async with self._workers.begin() as tx:
+            await tx.execute(text(_RUN_IS_PAUSED), {"run": UUID(self.words["paused_run_id"])})
 
     async def _evaluated_as_sessions(self) -> None:
         """The same of a run of sessions."""
@@ -273,6 +282,10 @@ class Settled:
             for statement in _SESSION_RUN_IS_OVER:
                 await tx.execute(text(statement), {"run": UUID(run["id"])})
             await session_scores.put(tx, [score | about | said])
+        paused = (await self._post("/evaluations/session-runs/batch", asked))["id"]
+        self.words["paused_session_run_id"] = paused
+        async with self._workers.begin() as tx:
+            await tx.execute(text(_RUN_IS_PAUSED), {"run": UUID(paused)})
 
     async def _post(self, url: str, body: Any, headers: Named | None = None) -> Any:
         answer = await self._client.post(url, json=body, headers={**self._who, **(headers or {})})
@@ -293,6 +306,7 @@ _SESSION_RUN_IS_OVER = (
     "UPDATE targets SET failed_metrics = ARRAY['agent_reliability'] WHERE run_id = :run",
     "UPDATE runs SET status = 'COMPLETED', failed_count = 1, evaluated_count = 1, completed_at = now() WHERE id = :run",
 )
+_RUN_IS_PAUSED = "UPDATE runs SET paused_why = 'no quota', paused_until = now() + interval '1 hour' WHERE id = :run"
 _RUN_IS_OVER = (
     "DELETE FROM pairs WHERE run_id = :run AND trace_id = :trace",
     """

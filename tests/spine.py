@@ -95,7 +95,9 @@ class Spine:
                 made.append(UUID(str(trace["trace_id"])))
         return made
 
-    async def request(self, metrics: list[str], rate: float = 1.0, filters: TraceFilters | None = None) -> UUID:
+    async def request(
+        self, metrics: list[str], rate: float = 1.0, filters: TraceFilters | None = None, judge_model: str = RULES
+    ) -> UUID:
         """As the API asks for a run."""
         wanted = filters or TraceFilters()
         async with self.database.begin() as tx:
@@ -108,7 +110,7 @@ class Spine:
                 "filters": wanted.as_json(),
                 "sampling_rate": rate,
                 "model": None,
-                "judge_model": RULES,
+                "judge_model": judge_model,
                 "total_targets": sample_size(found, rate),
                 "snapshot": snapshot,
             }

@@ -1,5 +1,5 @@
 """A model on loopback that speaks OpenAI's, Anthropic's and Gemini's wire, understands our questions, and misbehaves as
-it is told.
+it is told. Whoever asks `/token` for one gets a token, as at Google's.
 
 `python -m stub_model --port N [--delay S]`, or in a test: `async with stub_model() as stub: … stub.base_url`.
 `POST /control` takes a Behaviour, `GET /stats` says what was asked so far.
@@ -128,6 +128,8 @@ class Stub:
             return 200, self.stats(), {}
         if path.endswith("/control"):
             return self.controlled(body)
+        if path.endswith("/token"):
+            return 200, {"access_token": "stub-token", "token_type": "Bearer", "expires_in": 3600}, {}
         if not path.endswith(WIRES):
             return 404, _error(f"there is no {path} here"), {}
         self.calls += 1

@@ -13,11 +13,17 @@ from steelyard_api.app import api
 
 
 @pytest.fixture
-async def http(urls: Urls) -> AsyncIterator[httpx.AsyncClient]:
+def environ() -> dict[str, str]:
+    """The providers' variables of this deployment; a test file that needs some has its own."""
+    return {}
+
+
+@pytest.fixture
+async def http(urls: Urls, environ: dict[str, str]) -> AsyncIterator[httpx.AsyncClient]:
     """No headers yet: who asks is part of the test."""
     database = Database(urls.api)
     settings = Settings(api_database_url=urls.api, max_body_mb=2, judge_model=None, judge_base_url=None)
-    transport = httpx.ASGITransport(app=api(settings, database), raise_app_exceptions=False)
+    transport = httpx.ASGITransport(app=api(settings, database, environ=environ), raise_app_exceptions=False)
     async with httpx.AsyncClient(transport=transport, base_url="http://steelyard") as client:
         yield client
     await database.stop()

@@ -124,12 +124,12 @@ async def test_the_documentation_is_served_without_a_key(http: httpx.AsyncClient
     assert (await http.get("/docs/parts/../../app.py")).status_code == 404
 
 
-async def test_providers_say_why_one_cannot_be_used(client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("OPENAI_API_KEY", "sk-test")
-    monkeypatch.delenv("ANTHROPIC_API_KEY", raising=False)
+async def test_providers_say_why_one_cannot_be_used(client: httpx.AsyncClient, environ: dict[str, str]) -> None:
+    environ |= {"OPENAI_API_KEY": "sk-test", "VERTEXAI_PROJECT": "p"}
     found = {p["key"]: p for p in (await client.get("/evaluations/providers")).json()}
     assert found["openai"]["available"] and "configured" in found["openai"]["message"]
     assert not found["anthropic"]["available"] and "ANTHROPIC_API_KEY" in found["anthropic"]["message"]
+    assert "VERTEXAI_LOCATION and VERTEXAI_CREDENTIALS or GOOGLE" in found["vertex_ai"]["message"]
     assert found["heuristic"]["available"] and "sk-test" not in str(found)
 
 

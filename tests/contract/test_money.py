@@ -15,9 +15,9 @@ RUNS = "/evaluations/trace-runs"
 RUN = {"metrics": ["task_completion", "confidence", "coherence"], "model": "openai/gpt-5.4-mini"}
 
 
-@pytest.fixture(autouse=True)
-def a_key(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("OPENAI_API_KEY", "sk-test")
+@pytest.fixture
+def environ() -> dict[str, str]:
+    return {"OPENAI_API_KEY": "sk-test"}
 
 
 async def estimated(client: httpx.AsyncClient, **asked: Any) -> dict[str, Any]:

@@ -1,6 +1,8 @@
 """/evaluations as real clients use it: what is accepted, what is refused and how."""
 
+from datetime import datetime
 from typing import Any
+from uuid import UUID
 
 import httpx
 import pytest
@@ -79,10 +81,8 @@ async def test_a_run_is_answered_with_what_it_means(client: httpx.AsyncClient, d
     ],
 )
 async def test_a_run_that_cannot_be_is_refused_by_its_field(
-    client: httpx.AsyncClient, asked: Any, status: int, field: str, monkeypatch: pytest.MonkeyPatch, database: Database
+    client: httpx.AsyncClient, asked: Any, status: int, field: str, database: Database
 ) -> None:
-    for name in ("OPENAI_API_KEY", "ANTHROPIC_API_KEY"):
-        monkeypatch.delenv(name, raising=False)
     await new_trace(client)
     answer = await client.post(RUNS, json=asked)
     assert answer.status_code == status, answer.text
@@ -110,3 +110,47 @@ async def test_the_callers_trace_goes_on_into_what_a_run_announces(
     async with database.begin() as tx:
         headers = (await tx.execute(text("SELECT headers FROM outbox"))).scalar_one()
     assert "ab" * 16 in headers["traceparent"]
+
+
+async def paused(database: Database, run: str, until: str | None) -> None:
+    """As a dispatcher writes it down."""
+    async with database.begin() as tx:
+        when = None if until is None else datetime.fromisoformat(until)
+        statement = text("UPDATE runs SET paused_why = 'the quota of m is exhausted', paused_until = :u WHERE id = :id")
+        await tx.execute(statement, {"id": UUID(run), "u": when})
+
+
+async def test_a_paused_run_says_why_and_until_when_and_is_resumed(
+    client: httpx.AsyncClient, database: Database
+) -> None:
+    await new_trace(client)
+    run = (await client.post(RUNS, json={"metrics": ["coherence"]})).json()
+    assert (run["paused_until"], run["error_message"]) == (None, None)
+    resume = f"{RUNS}/{run['id']}/resume"
+    assert (await client.post(resume)).status_code == 409
+    await paused(database, run["id"], "2030-01-01T00:00:00+00:00")
+    shown = (await client.get(f"{RUNS}/{run['id']}")).json()
+    assert shown["status"] == "PENDING" and shown["paused_until"] == "2030-01-01T00:00:00Z"
+    assert shown["error_message"] == (
+        f"paused: the quota of m is exhausted; tried again at 2030-01-01T00:00:00Z; POST {resume} tries at once"
+    )
+    stranger = {"X-Project-Name": "stranger"}
+    assert (await client.post(resume, headers=stranger)).status_code == 404
+    resumed = await client.post(resume)
+    assert resumed.status_code == 200 and resumed.json()["paused_until"] is None
+    assert resumed.json()["error_message"] == "paused: the quota of m is exhausted; being tried again"
+    assert (await client.post(resume)).json() == resumed.json(), "asking twice is asking once"
+
+
+@pytest.mark.parametrize("ended", ["status = 'COMPLETED'", "stopping = 'budget', error_message = 'stopped'"])
+async def test_what_is_over_or_being_stopped_is_not_paused(
+    client: httpx.AsyncClient, database: Database, ended: str
+) -> None:
+    await new_trace(client)
+    run = (await client.post(RUNS, json={"metrics": ["coherence"]})).json()
+    await paused(database, run["id"], "2030-01-01T00:00:00+00:00")
+    async with database.begin() as tx:
+        await tx.execute(text(f"UPDATE runs SET {ended}"))
+    shown = (await client.get(f"{RUNS}/{run['id']}")).json()
+    assert shown["paused_until"] is None and "paused" not in str(shown["error_message"])
+    assert (await client.post(f"{RUNS}/{run['id']}/resume")).status_code == 409

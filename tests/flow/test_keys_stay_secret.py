@@ -41,7 +41,7 @@ FAILURES: dict[str, dict[str, Any]] = {
     "401": {"status": 401, "message": QUOTING},
     "400": {"status": 400, "message": QUOTING},
     "500": {"status": 500, "message": QUOTING},
-    "quota": {"status": 429, "message": QUOTING, "code": "insufficient_quota"},
+    "quota": {"status": 429, "message": QUOTING, "code": "insufficient_quota", "times": 1},
     "refusal": {"refusal": QUOTING},
     "prose": {"say": QUOTING},
     "verdict": {"say": VERDICT},
@@ -178,6 +178,7 @@ async def deployment(
         "JUDGE_BASE_URL": f"{stub}/v1",
         "JUDGE_MODEL": "openai/stub",
         "JUDGE_ATTEMPTS": "1",
+        "QUOTA_PROBE_SECONDS": "1",
         "ANTHROPIC_API_BASE": stub,
         "GEMINI_API_BASE": stub,
         "GROQ_API_BASE": f"{stub}/v1",
@@ -201,7 +202,6 @@ async def test_no_key_is_found_anywhere_after_runs_that_failed_in_every_way(depl
         "the key is …",
         "refuses the key",
         "refuses the request",
-        "quota",
         "refused",
         "cut off",
         "not one JSON",
@@ -211,6 +211,7 @@ async def test_no_key_is_found_anywhere_after_runs_that_failed_in_every_way(depl
         "DEBUG" in shown["log of judge-1"]
         and "confidence" in shown["topic " + deployment.cluster.topic("scores.trace")]
     )
+    assert "quota" in shown["topic " + deployment.cluster.topic("providers.closed")]
     found = sorted((where, v) for where, said in shown.items() for v, key in CANARIES.items() if key in said)
     assert found == []
     assert [where for where, said in shown.items() if deployment.key in said] == []

@@ -17,9 +17,10 @@ from steelyard.metrics.judging import Embedded
 from steelyard.metrics.sessions import SIGNALS
 from steelyard.store import traces
 from steelyard_judge.dialogue import scoring
-from steelyard_judge.model import Gateway, Usage
+from steelyard_judge.model import Gateway
 from steelyard_judge.paying import Ledger
 from steelyard_judge.signals import StoredSignals
+from steelyard_judge.usage import Usage
 from stub_model import Stub, stub_model
 
 MODEL = "openai/stub"

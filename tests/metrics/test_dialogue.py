@@ -20,8 +20,9 @@ from steelyard.providers import RULES
 from steelyard.settings import Settings
 from steelyard.traces import SpanKind, Trace
 from steelyard_judge.dialogue import MOST_BYTES, Rules, case_of, converse, is_large, scoring, small
-from steelyard_judge.model import Gateway, TooLarge, Unanswered, Usage
+from steelyard_judge.model import Gateway
 from steelyard_judge.orders import Order
+from steelyard_judge.usage import TooLarge, Unanswered, Usage
 from traces_of import case, span, tools, trace
 
 SETTINGS = Settings(judge_base_url="http://127.0.0.1:9/v1")

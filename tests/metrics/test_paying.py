@@ -16,9 +16,10 @@ from steelyard.metrics.judging import Metric, Question, Reply
 from steelyard.settings import Settings
 from steelyard.store import answers
 from steelyard.store.database import Database
-from steelyard_judge.model import Gateway, Unanswered, Usage
+from steelyard_judge.model import Gateway
 from steelyard_judge.orders import Order
 from steelyard_judge.paying import Ledger, Payer
+from steelyard_judge.usage import Unanswered, Usage
 from traces_of import case
 
 

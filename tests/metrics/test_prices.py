@@ -11,7 +11,14 @@ def test_the_table_is_what_the_pinned_library_lists() -> None:
 
 
 @pytest.mark.parametrize(
-    "model", ["gpt-5.4-mini", "openai/gpt-5.4-mini", "claude-haiku-4-5", "gemini/gemini-3-flash-preview"]
+    "model",
+    [
+        "gpt-5.4-mini",
+        "openai/gpt-5.4-mini",
+        "claude-haiku-4-5",
+        "gemini/gemini-3-flash-preview",
+        "vertex_ai/gemini-2.5-pro",
+    ],
 )
 def test_a_model_is_priced_with_and_without_its_vendors_prefix(model: str) -> None:
     price = price_of(model)

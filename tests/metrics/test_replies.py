@@ -93,9 +93,8 @@ async def test_a_key_of_any_look_is_never_shown(
     assert KEY not in f"{result} {caplog.text} {capfd.readouterr()}"
 
 
-async def test_the_key_of_a_vendor_is_not_sent_to_another_address(stub: Stub, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("OPENAI_API_KEY", KEY)
-    gateway = Gateway(Settings(judge_base_url=stub.base_url, judge_call_seconds=5))
+async def test_the_key_of_a_vendor_is_not_sent_to_another_address(stub: Stub) -> None:
+    gateway = Gateway(Settings(judge_base_url=stub.base_url, judge_call_seconds=5), {"OPENAI_API_KEY": KEY})
     assert gateway._route("openai/stub")["api_key"] == "none"
     assert isinstance(await judged(gateway), Score), "an address may need no key at all"
     await gateway.stop()
@@ -119,7 +118,7 @@ async def test_a_later_429_does_not_open_the_gate_earlier(stub: Stub, gateway: G
     stub.tell(status=429, retry_after=60, delay=0.1, times=1)
     with pytest.raises(Later) as first:
         await judged(gateway)
-    gate = next(iter(gateway._gates.values()))
+    (gate,) = gateway.gates.all()
     closed = gate.until
     error = type("Limited", (Exception,), {"status_code": 429, "litellm_response_headers": {"retry-after": "1"}})()
     gateway._meaning(error, "openai/stub", gate, Model(gateway, "openai/stub")._usage, False)

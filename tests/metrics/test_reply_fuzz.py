@@ -18,7 +18,8 @@ from steelyard.metrics.judging import Case, Metric, NotScored, Question, Score
 from steelyard.settings import Settings
 from steelyard.traces import SpanKind, storable
 from steelyard_judge.dialogue import Model, converse
-from steelyard_judge.model import Gateway, Usage
+from steelyard_judge.model import Gateway
+from steelyard_judge.usage import Usage
 from traces_of import case, span, tools
 
 OFFER = {"name": "book", "description": "Books a table", "input_schema": {"type": "object", "required": ["at"]}}

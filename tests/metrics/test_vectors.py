@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from eventually import eventually
 from steelyard.errors import Later
 from steelyard.metrics.judging import Embedded
-from steelyard_judge.model import Usage
+from steelyard_judge.usage import Usage
 from steelyard_judge.vectors import Remembering
 
 

@@ -51,7 +51,7 @@ def _arrows(flows: Sequence[Flow]) -> Iterator[str]:
         for kind in f.gives:
             yield f"    {f.service} --> {_node(kind.topic)}"
         for kind in f.takes:
-            yield f"    {_node(kind.topic)} --> {f.service}"
+            yield f"    {_node(kind.topic)} {'-- to each -->' if f.each else '-->'} {f.service}"
 
 
 def _row(kind: type[Event], flows: Sequence[Flow]) -> str:

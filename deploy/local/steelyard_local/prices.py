@@ -21,8 +21,9 @@ def listed() -> dict[str, list[float]]:
     ours = {provider.key for provider in PROVIDERS}
     found: dict[str, list[float]] = {}
     for name, told in sorted(litellm.model_cost.items()):
-        if told.get("litellm_provider") in ours and told.get("mode") in ("chat", "responses"):
-            full = name if name.startswith(prefixes) else f"{told['litellm_provider']}/{name}"
+        vendor = str(told.get("litellm_provider")).removesuffix("-language-models")  # how it calls Vertex AI's own
+        if vendor in ours and told.get("mode") in ("chat", "responses"):
+            full = name if name.startswith(prefixes) else f"{vendor}/{name}"
             if price := _price(told):
                 found[full] = price
     return found

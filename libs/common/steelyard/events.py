@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from steelyard.errors import Later, Never
 
 LARGEST = 256 * 1024
+LONGEST_CLOSED = 3600.0
 
 
 class Event(BaseModel):
@@ -22,23 +23,27 @@ class Event(BaseModel):
     keyed_by: ClassVar[str]
     partitions: ClassVar[int]
     version: ClassVar[int]
+    compacted: ClassVar[bool]
 
-    def __init_subclass__(cls, *, topic: str, keyed_by: str, partitions: int, version: int = 1, **rest: Any) -> None:
+    def __init_subclass__(
+        cls, *, topic: str, keyed_by: str, partitions: int, version: int = 1, compacted: bool = False, **rest: Any
+    ) -> None:
         """A class without a topic fails here, at import, and not in production."""
         super().__init_subclass__(**rest)
         for other in KINDS.values():
             if other.topic == topic and other.partitions != partitions:
                 raise TypeError(f"{cls.__name__} and {other.__name__} disagree about the partitions of {topic}")
         cls.topic, cls.keyed_by, cls.partitions, cls.version = topic, keyed_by, partitions, version
+        cls.compacted = compacted
         KINDS[cls.__name__] = cls
 
     @classmethod
     def __pydantic_init_subclass__(cls, **rest: Any) -> None:
-        if cls.keyed_by not in cls.model_fields:
+        if not set(cls.keyed_by.split(", ")) <= set(cls.model_fields):
             raise TypeError(f"{cls.__name__} is keyed by {cls.keyed_by}, which is none of its fields")
 
     def key(self) -> bytes:
-        return str(getattr(self, self.keyed_by)).encode()
+        return " ".join(str(getattr(self, name)) for name in self.keyed_by.split(", ")).encode()
 
     def encode(self) -> bytes:
         body = self.model_dump_json().encode()
@@ -83,6 +88,11 @@ def topics() -> dict[str, int]:
     return {kind.topic: kind.partitions for kind in KINDS.values()}
 
 
+def compacted() -> set[str]:
+    """Topics of which the newest message of each key stays, and the others need not."""
+    return {kind.topic for kind in KINDS.values() if kind.compacted}
+
+
 def dead(topic: str) -> str:
     return f"{topic}.dead"
 
@@ -107,7 +117,8 @@ class Owed(BaseModel):
 class TraceJob(Event, topic="jobs.trace", keyed_by="trace_id", partitions=24):
     """Score one trace by the metrics it still owes to one run. `root_run_id` is the run that it, or what it retries, goes
     back to: what was paid for under it is found again, and with `reuse` whatever the project paid for. In a run of
-    sessions the target is the session, and the metrics are signals of it."""
+    sessions the target is the session, and the metrics are signals of it. `probe`: the judge's quota is exhausted, and this
+    one is to find out whether it still is."""
 
     run_id: UUID
     project_id: UUID
@@ -119,6 +130,7 @@ class TraceJob(Event, topic="jobs.trace", keyed_by="trace_id", partitions=24):
     reuse: bool = False
     grouped: bool | None = None
     in_session: bool = False
+    probe: bool = False
 
 
 class TraceScored(Event, topic="scores.trace", keyed_by="target", partitions=12):
@@ -162,3 +174,29 @@ class RunFinished(Event, topic="runs.finished", keyed_by="run_id", partitions=6)
     run_id: UUID
     project_id: UUID
     status: str
+
+
+class ProviderClosed(Event, topic="providers.closed", keyed_by="account, model", partitions=1, compacted=True):
+    """A provider takes no call on this account for this model before `until`: each judge and each dispatcher keeps to it.
+    It is open again where `until` is not after `at`, when it was said. An account is a provider and a hash of its key."""
+
+    account: str
+    model: str
+    at: datetime
+    until: datetime
+    why: str
+    exhausted: bool = False
+
+    @property
+    def opens(self) -> bool:
+        return self.until <= self.at
+
+    def seconds_left(self, now: datetime) -> float:
+        """By the reader's clock, and never more than an hour: the sender's may be wrong."""
+        return min(LONGEST_CLOSED, (self.until - now).total_seconds())
+
+    def says_more_than(self, said: "ProviderClosed | None") -> bool:
+        """Whether it closes for longer, by more than calls that were limited together differ."""
+        if said is None or (self.exhausted and not said.exhausted):
+            return True
+        return (self.until - said.until).total_seconds() > 1.0

@@ -1,7 +1,7 @@
 """The broker as the services use it: publishing with acks, topics made on purpose, and who has read how far."""
 
 import asyncio
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,7 @@ from aiokafka.structs import RecordMetadata
 
 from steelyard import telemetry
 from steelyard.errors import Later
-from steelyard.events import Event, dead, topics
+from steelyard.events import Event, compacted, dead, topics
 
 LARGEST_DEAD_LETTER = 2 * 1024 * 1024
 Headers = Sequence[tuple[str, bytes]]
@@ -108,7 +108,8 @@ async def make_topics(cluster: Cluster, wanted: Mapping[str, int] | None = None,
 
 
 async def _create(admin: AIOKafkaAdminClient, cluster: Cluster, counts: Mapping[str, int]) -> list[str]:
-    new = [NewTopic(name, n, cluster.replication, topic_configs=_config(name)) for name, n in counts.items()]
+    kept = {cluster.topic(t) for t in compacted()}
+    new = [NewTopic(name, n, cluster.replication, topic_configs=_config(name, kept)) for name, n in counts.items()]
     answer = await admin.create_topics(new)
     made = []
     # Errors of single topics are not raised by the client: they have to be read.
@@ -120,7 +121,10 @@ async def _create(admin: AIOKafkaAdminClient, cluster: Cluster, counts: Mapping[
     return made
 
 
-def _config(name: str) -> dict[str, str]:
+def _config(name: str, compacted: Collection[str]) -> dict[str, str]:
+    if name in compacted:
+        # Only segments that are closed are compacted; whoever starts reads the whole topic.
+        return {"cleanup.policy": "compact", "segment.ms": str(3_600_000)}
     if name.endswith(".dead"):
         return {"max.message.bytes": str(LARGEST_DEAD_LETTER + 65536), "retention.ms": str(30 * 86_400_000)}
     return {"retention.ms": str(7 * 86_400_000)}

@@ -15,24 +15,36 @@ class Provider:
     default_model: str
     prefixes: tuple[str, ...]
     bare: tuple[str, ...] = ()
+    # Another address than the vendor's, and what is needed beside a key: all of it.
+    addresses: tuple[str, ...] = ()
+    beside: tuple[str, ...] = ()
 
     def configured(self, environment: Mapping[str, str]) -> bool:
-        return any(environment.get(v) for v in self.variables)
+        return not self.missing(environment)
+
+    def missing(self, environment: Mapping[str, str]) -> list[str]:
+        """What has to be set, each with its alternatives."""
+        key = [] if _first(self.variables, environment) else [" or ".join(self.variables)]
+        return [*(v for v in self.beside if not environment.get(v)), *key]
 
 
 # In the order in which a deployment without JUDGE_MODEL tries them.
 # fmt: off
 PROVIDERS = (
     Provider("openai", "OpenAI", "GPT models", ("OPENAI_API_KEY",),
-             "openai/gpt-5.4-mini", ("openai/",), ("gpt-", "o1", "o3", "o4")),
+             "openai/gpt-5.4-mini", ("openai/",), ("gpt-", "o1", "o3", "o4"), ("OPENAI_BASE_URL", "OPENAI_API_BASE")),
     Provider("anthropic", "Anthropic", "Claude models", ("ANTHROPIC_API_KEY",),
-             "anthropic/claude-haiku-4-5", ("anthropic/",), ("claude-",)),
+             "anthropic/claude-haiku-4-5", ("anthropic/",), ("claude-",),
+             ("ANTHROPIC_API_BASE", "ANTHROPIC_BASE_URL")),
     Provider("gemini", "Google Gemini", "Gemini models by API key", ("GEMINI_API_KEY", "GOOGLE_API_KEY"),
-             "gemini/gemini-3-flash-preview", ("gemini/",), ("gemini-",)),
+             "gemini/gemini-3-flash-preview", ("gemini/",), ("gemini-",), ("GEMINI_API_BASE",)),
     Provider("mistral", "Mistral", "Mistral models", ("MISTRAL_API_KEY",),
-             "mistral/mistral-small-latest", ("mistral/",), ("mistral-",)),
+             "mistral/mistral-small-latest", ("mistral/",), ("mistral-",), ("MISTRAL_API_BASE",)),
     Provider("groq", "Groq", "open models on Groq", ("GROQ_API_KEY",),
-             "groq/llama-3.3-70b-versatile", ("groq/",)),
+             "groq/llama-3.3-70b-versatile", ("groq/",), (), ("GROQ_API_BASE",)),
+    Provider("vertex_ai", "Google Vertex AI", "Gemini models by a Google Cloud project",
+             ("VERTEXAI_CREDENTIALS", "GOOGLE_APPLICATION_CREDENTIALS"), "vertex_ai/gemini-3-flash-preview", ("vertex_ai/",),
+             (), ("VERTEXAI_API_BASE",), ("VERTEXAI_PROJECT", "VERTEXAI_LOCATION")),
 )
 # fmt: on
 
@@ -43,6 +55,21 @@ def provider_of(model: str) -> Provider | None:
         if model.startswith(p.prefixes) or ("/" not in model and model.startswith(p.bare or ("\0",))):
             return p
     return None
+
+
+def access(provider: Provider, environment: Mapping[str, str]) -> dict[str, str]:
+    """What litellm is told, so that it looks nothing up in the process's environment."""
+    key, address = _first(provider.variables, environment), _first(provider.addresses, environment)
+    if provider.key == "vertex_ai":
+        told = {"vertex_credentials": key, "vertex_project": environment.get("VERTEXAI_PROJECT")}
+        told["vertex_location"] = environment.get("VERTEXAI_LOCATION")
+    else:
+        told = {"api_key": key or "none"}
+    return {name: value for name, value in {**told, "api_base": address}.items() if value}
+
+
+def _first(names: tuple[str, ...], environment: Mapping[str, str]) -> str | None:
+    return next((value for n in names if (value := environment.get(n))), None)
 
 
 def at_own_address(model: str, base_url: str | None, environment: Mapping[str, str]) -> bool:
@@ -77,6 +104,7 @@ def why_not(model: str, base_url: str | None, environment: Mapping[str, str]) ->
         return (
             f"no provider is known for model '{model}': use provider/model with one of {known}, or set JUDGE_BASE_URL"
         )
-    if not provider.configured(environment):
-        return f"provider '{provider.key}' of model '{model}' has no key: set {' or '.join(provider.variables)}"
+    if missing := provider.missing(environment):
+        lacks = "is not configured" if provider.beside else "has no key"
+        return f"provider '{provider.key}' of model '{model}' {lacks}: set {' and '.join(missing)}"
     return None

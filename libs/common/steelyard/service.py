@@ -8,7 +8,7 @@ import signal
 import sys
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import UnionType
 from typing import Any, Generic, Protocol, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -22,6 +22,7 @@ from steelyard import telemetry
 from steelyard.delivery import Delivery, Handler, MostlyFailing
 from steelyard.errors import Later
 from steelyard.events import Event
+from steelyard.following import Following
 from steelyard.health import Health
 from steelyard.kafka import Cluster, Publisher
 from steelyard.settings import Settings
@@ -65,6 +66,7 @@ class Flow:
     gives: tuple[type[Event], ...] = ()
     outbox: tuple[type[Event], ...] = ()
     many: bool = False
+    each: bool = False
 
 
 @dataclass
@@ -76,6 +78,7 @@ class Service:
     parts: list[Part] = field(default_factory=list)
     _handlers: dict[str, tuple[Handler, Flow]] = field(default_factory=dict)
     _windows: list[tuple[Handler, Flow, int]] = field(default_factory=list)
+    _followers: list[tuple[Handler, Flow]] = field(default_factory=list)
     _loops: list[tuple[Callable[[Any], Awaitable[bool]], float, "asyncio.Event | None"]] = field(default_factory=list)
 
     def on(self, handler: H) -> H:
@@ -95,6 +98,14 @@ class Service:
             return handler
 
         return register
+
+    def follow(self, handler: H) -> H:
+        """Events of one small topic, heard by each process from the first one on, and before it is ready. A plain
+        function: what it changes is in memory."""
+        flow = replace(self._note(handler), each=True)
+        self.flows[-1] = flow
+        self._followers.append((handler, flow))
+        return handler
 
     def loop(self, every: float, bell: "asyncio.Event | None" = None) -> Callable[[H], H]:
         """Work that is found and not sent: again at once while it returns True, else when the bell rings or in time."""
@@ -163,13 +174,17 @@ class _Running:
             await self._begin(part)
         if self._relay is not None:
             self._spawn(self._relay.run(self._publisher))
+        for handler, flow in self._service._followers:
+            following = Following(self._cluster, flow.takes[0], handler)
+            await self._begin(following)
+            self._spawn(following.listening)
         await self._patiently(self._consume, "the consumers")
         for turn, every, bell in self._service._loops:
             self._spawn(self._turning(turn, every, bell))
         self._ready = True
         log.info("%s: ready, pid %d", self._service.name, os.getpid())
 
-    async def _begin(self, part: Publisher | Part) -> None:
+    async def _begin(self, part: Publisher | Part | Following) -> None:
         await self._patiently(part.start, type(part).__name__)
         self._started.append(part.stop)
 

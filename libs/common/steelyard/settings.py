@@ -55,6 +55,12 @@ class Settings(BaseSettings):
     judge_api_key: SecretStr | None = Field(None, description="the key for judge_base_url")
     judge_slots: int = Field(64, ge=1, le=2000, description="conversations with a model at once, per judge process")
     judge_call_seconds: float = Field(60.0, gt=0, description="deadline of one model call")
+    judge_job_seconds: float = Field(
+        300.0, gt=0, description="deadline of one trace+metric pair, all its calls together; then it is tried again"
+    )
+    quota_probe_seconds: float = Field(
+        900.0, gt=0, le=3600, description="after how long a provider whose quota is exhausted is tried with one pair"
+    )
     judge_attempts: int = Field(5, ge=1, le=20, description="tries of one trace+metric pair before it is FAILED")
     judge_max_tokens: int = Field(2000, ge=100, description="most tokens of one reply")
     judge_temperature: float | None = Field(None, ge=0, le=2, description="sent only when set: some models refuse it")

@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any
 
@@ -92,8 +92,13 @@ NOUNS = (
 Running = Callable[[], AbstractAsyncContextManager[None]]
 
 
-def api(settings: Settings, database: Database, running: Running | None = None) -> FastAPI:
-    """`running` is what the process does beside answering: relaying the outbox."""
+def api(
+    settings: Settings,
+    database: Database,
+    running: Running | None = None,
+    environ: Mapping[str, str] = os.environ,
+) -> FastAPI:
+    """`running` is what the process does beside answering: relaying the outbox. `environ` says which providers have keys."""
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -112,7 +117,7 @@ def api(settings: Settings, database: Database, running: Running | None = None) 
         docs_url=None,
         redoc_url=None,
     )
-    app.state.settings, app.state.database = settings, database
+    app.state.settings, app.state.database, app.state.environ = settings, database, environ
     access.install(app, settings, database)
     app.state.ingest = Ingest(database, settings.ingest_group)
     app.state.most_bytes = int(settings.max_body_mb * 1_000_000)

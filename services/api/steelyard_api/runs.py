@@ -1,18 +1,18 @@
 """/evaluations/trace-runs: runs are asked for here, watched, retried and deleted."""
 
-import os
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 from uuid import UUID, uuid4
 
 import orjson
 from fastapi import APIRouter, Path, Query, Request, Response
+from starlette.datastructures import State
 
 from steelyard.events import RunRequested
 from steelyard.metrics import CATALOGUE, why_unknown
 from steelyard.metrics.judging import Metric
 from steelyard.metrics.preview import previews
-from steelyard.providers import PROVIDERS, RULES, default_model, why_not
+from steelyard.providers import PROVIDERS, RULES, Provider, default_model, why_not
 from steelyard.runs import sample_size
 from steelyard.settings import Settings
 from steelyard.store import answers, ledger, runs, scores, traces
@@ -54,13 +54,14 @@ STARTING: dict[int | str, dict[str, Any]] = CREATING | {
         "description": "too many of these in the last minute; Retry-After says when the next one is taken",
     }
 }
+NOT_PAUSED: dict[int | str, dict[str, Any]] = {409: {"model": Failure, "description": "the run is not paused"}}
 
 
 @router.get("/providers", summary="List judges")
 async def list_providers(visitor: Visitor, request: Request) -> list[ProviderOut]:
     """Whose models may judge here, and why one may not."""
     base_url = request.app.state.settings.judge_base_url
-    found = [_provider(p.key, p.name, p.description, p.default_model, base_url) for p in PROVIDERS]
+    found = [_provider(p, base_url, request.app.state.environ) for p in PROVIDERS]
     if base_url:
         own = "every model that JUDGE_BASE_URL serves, e.g. openai/qwen3"
         found.append(ProviderOut(key="own", name="Your own", description=own, available=True, message=base_url))
@@ -82,7 +83,7 @@ async def read_template(
 ) -> RunTemplate:
     """What a run by one metric would be if nothing else were said, with the prompts that its judge is asked."""
     _known([metric], "metric")
-    model = _default(request.app.state.settings)
+    model = _default(request.app.state)
     return RunTemplate(metric=_metric(CATALOGUE[metric]), filters=FiltersOut(), sampling_rate=1.0, model=model)
 
 
@@ -96,7 +97,7 @@ async def start_run(run: RunIn, visitor: Visitor, creating: Creating, request: R
     metrics = _known(run.metrics)
     if run.sampling_rate == 0:
         raise Refused(400, "A sampling_rate of 0 selects nothing", ("sampling_rate", "must be greater than 0"))
-    judge = judge_for(request.app.state.settings, run.model)
+    judge = judge_for(request.app.state, run.model)
 
     async def work(tx: Tx) -> RunOut:
         found, snapshot = await traces.matching(tx, visitor.project, run.filters)
@@ -120,7 +121,7 @@ async def start_run(run: RunIn, visitor: Visitor, creating: Creating, request: R
 async def start_batch_run(run: BatchRunIn, visitor: Visitor, creating: Creating, request: Request) -> Response:
     """Scores the traces that are named, each by each metric. 400 when the project lacks one; the answer names them."""
     metrics, wanted = _known(run.metrics), list(dict.fromkeys(run.trace_ids))
-    judge = judge_for(request.app.state.settings, run.model)
+    judge = judge_for(request.app.state, run.model)
 
     async def work(tx: Tx) -> RunOut:
         if missing := await traces.missing(tx, visitor.project, wanted):
@@ -136,7 +137,7 @@ async def start_batch_run(run: BatchRunIn, visitor: Visitor, creating: Creating,
 async def estimate_run(run: RunIn, visitor: Visitor, request: Request) -> EstimateOut:
     """What a run with this body would mean, take and cost. Nothing is started and no model is asked."""
     metrics = _known(run.metrics)
-    judge = judge_for(request.app.state.settings, run.model)
+    judge = judge_for(request.app.state, run.model)
     async with visitor.database.begin(visitor.project) as tx:
         return await estimated(tx, visitor.project, run, metrics, judge, request.app.state.settings)
 
@@ -216,7 +217,7 @@ async def retry_run(run_id: RunId, visitor: Visitor, creating: Creating, request
         if not there:
             said = "all failed pairs are of traces that were deleted" if failed else "the run has no failed pairs"
             raise Refused(422, "There is nothing to retry", ("run_id", said))
-        judge = judge_for(request.app.state.settings, parent["judge_model"])
+        judge = judge_for(request.app.state, parent["judge_model"])
         asked = asked_for(visitor.project, parent["name"], metrics, parent["model"], judge)
         asked |= {"filters": parent["filters"], "sampling_rate": parent["sampling_rate"]}
         asked |= {name: parent[name] for name in ("max_cost_usd", "pair_cost_usd", "reuse", "grouped")}
@@ -224,6 +225,15 @@ async def retry_run(run_id: RunId, visitor: Visitor, creating: Creating, request
         return await _start(tx, asked | {"parent_run_id": run_id, "total_targets": there})
 
     return await creating.make(work, 202, request.app.state.settings.runs_per_minute)
+
+
+@router.post("/trace-runs/{run_id}/resume", summary="Try a paused run at once", responses=NOT_PAUSED)
+async def resume_run(run_id: RunId, visitor: Visitor) -> RunOut:
+    """For a run that is paused because its judge's quota is exhausted, after the quota was raised: one of its pairs is sent
+    now and not at `paused_until`. If it is answered, every run of the model goes on; if not, they wait once more. 409 when
+    the run is not paused."""
+
+    return await written(visitor, lambda tx: resumed(tx, visitor.project, run_id, runs.TRACES))
 
 
 @router.get("/trace-runs/{run_id}/scores", summary="Read a run's scores", response_model=list[ScoreOut])
@@ -248,6 +258,17 @@ async def _start(tx: Tx, asked: Mapping[str, Any], given: Sequence[UUID] = ()) -
         await ledger.write_given_targets(tx, asked["id"], asked["project_id"], given, len(asked["metric_names"]))
     await announce(tx, asked["id"], asked["project_id"])
     return shown(await _found(tx, asked["project_id"], asked["id"]))
+
+
+async def resumed(tx: Tx, project: UUID, run_id: UUID, of: str) -> RunOut:
+    paused = await runs.resume(tx, project, run_id, of)
+    found = await runs.get(tx, project, run_id, of)
+    if found is None:
+        raise not_found("Run")
+    if not paused:
+        raise Conflict("The run is not paused")
+    await ledger.ring(tx)
+    return shown(found)
 
 
 async def _found(tx: Tx, project: UUID, run_id: UUID) -> dict[str, Any]:
@@ -282,10 +303,10 @@ def _metric(m: Metric) -> MetricOut:
     )
 
 
-def _provider(key: str, name: str, description: str, model: str, base_url: str | None) -> ProviderOut:
-    why = why_not(model, base_url, os.environ)
-    message = why or f"configured; {model} when a run names no model of its own"
-    return ProviderOut(key=key, name=name, description=description, available=why is None, message=message)
+def _provider(p: Provider, base_url: str | None, environ: Mapping[str, str]) -> ProviderOut:
+    why = why_not(p.default_model, base_url, environ)
+    message = why or f"configured; {p.default_model} when a run names no model of its own"
+    return ProviderOut(key=p.key, name=p.name, description=p.description, available=why is None, message=message)
 
 
 def _known(metrics: Sequence[str], field: str = "metrics") -> list[str]:
@@ -296,16 +317,28 @@ def _known(metrics: Sequence[str], field: str = "metrics") -> list[str]:
     return list(dict.fromkeys(metrics))
 
 
-def _default(settings: Settings) -> str:
-    return default_model(settings.judge_model, settings.judge_base_url, os.environ)
+def _default(state: State) -> str:
+    settings: Settings = state.settings
+    return default_model(settings.judge_model, settings.judge_base_url, state.environ)
 
 
-def judge_for(settings: Settings, model: str | None) -> str:
-    judge = model or _default(settings)
-    if why := why_not(judge, settings.judge_base_url, os.environ):
+def judge_for(state: State, model: str | None) -> str:
+    judge = model or _default(state)
+    if why := why_not(judge, state.settings.judge_base_url, state.environ):
         raise Refused(400, f"Model {judge!r} cannot be used: {why}", ("model", why))
     return judge
 
 
 def shown(run: Mapping[str, Any]) -> RunOut:
-    return RunOut.model_validate({**run, "total_traces": run["total_targets"]})
+    said = run["error_message"] or _paused(run)
+    return RunOut.model_validate({**run, "total_traces": run["total_targets"], "error_message": said})
+
+
+def _paused(run: Mapping[str, Any]) -> str | None:
+    if run["paused_why"] is None:
+        return None
+    if run["paused_until"] is None:
+        return f"paused: {run['paused_why']}; being tried again"
+    kind = "session-runs" if run["target_type"] == runs.SESSIONS else "trace-runs"
+    at_once = f"POST /evaluations/{kind}/{run['id']}/resume tries at once"
+    return f"paused: {run['paused_why']}; tried again at {run['paused_until']:%Y-%m-%dT%H:%M:%SZ}; {at_once}"

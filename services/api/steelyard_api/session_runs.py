@@ -16,7 +16,7 @@ from steelyard_api.access import Visitor
 from steelyard_api.creating import Conflict, Creating, written
 from steelyard_api.errors import Refused, not_found
 from steelyard_api.estimates import estimated_sessions, session_wishes
-from steelyard_api.runs import STARTING, RunId, added_up, announce, asked_for, judge_for, shown
+from steelyard_api.runs import NOT_PAUSED, STARTING, RunId, added_up, announce, asked_for, judge_for, resumed, shown
 from steelyard_api.session_scores import array_of
 from steelyard_api.shapes import (
     BatchSessionRunIn,
@@ -53,7 +53,7 @@ async def start_run(run: SessionRunIn, visitor: Visitor, creating: Creating, req
     metrics, weights = _known(run.metrics), _weights(run.signal_weights)
     if run.sampling_rate == 0:
         raise Refused(400, "A sampling_rate of 0 selects nothing", ("sampling_rate", "must be greater than 0"))
-    judge = judge_for(request.app.state.settings, run.model)
+    judge = judge_for(request.app.state, run.model)
 
     async def work(tx: Tx) -> RunOut:
         found, snapshot = await sessions.matching(tx, visitor.project, run.filters)
@@ -79,7 +79,7 @@ async def start_batch_run(run: BatchSessionRunIn, visitor: Visitor, creating: Cr
     """Scores the sessions that are named, each by each metric. 400 when the project lacks one; the answer names them."""
     metrics, weights = _known(run.metrics), _weights(run.signal_weights)
     wanted = list(dict.fromkeys(storable(run.session_ids)))
-    judge = judge_for(request.app.state.settings, run.model)
+    judge = judge_for(request.app.state, run.model)
 
     async def work(tx: Tx) -> RunOut:
         if missing := await sessions.missing(tx, visitor.project, wanted):
@@ -99,7 +99,7 @@ async def estimate_run(run: SessionRunIn, visitor: Visitor, request: Request) ->
     paid for again. Nothing is started and no model is asked."""
     _known(run.metrics)
     _weights(run.signal_weights)
-    judge = judge_for(request.app.state.settings, run.model)
+    judge = judge_for(request.app.state, run.model)
     async with visitor.database.begin(visitor.project) as tx:
         return await estimated_sessions(tx, visitor.project, run, judge, request.app.state.settings)
 
@@ -164,7 +164,7 @@ async def retry_run(run_id: RunId, visitor: Visitor, creating: Creating, request
         if not there:
             said = "all failed sessions were deleted" if failed else "the run has no failed session+metric pairs"
             raise Refused(422, "There is nothing to retry", ("run_id", said))
-        judge = judge_for(request.app.state.settings, parent["judge_model"])
+        judge = judge_for(request.app.state, parent["judge_model"])
         asked = asked_for(visitor.project, parent["name"], metrics, parent["model"], judge)
         asked |= {
             name: parent[name] for name in ("filters", "sampling_rate", "max_cost_usd", "pair_cost_usd", "grouped")
@@ -173,6 +173,13 @@ async def retry_run(run_id: RunId, visitor: Visitor, creating: Creating, request
         return await _start(tx, asked | {"total_targets": there})
 
     return await creating.make(work, 202, request.app.state.settings.runs_per_minute)
+
+
+@router.post("/session-runs/{run_id}/resume", summary="Try a paused run of sessions at once", responses=NOT_PAUSED)
+async def resume_run(run_id: RunId, visitor: Visitor) -> RunOut:
+    """For a run that is paused because its judge's quota is exhausted, after the quota was raised: one of its signals is
+    asked for now and not at `paused_until`. 409 when the run is not paused."""
+    return await written(visitor, lambda tx: resumed(tx, visitor.project, run_id, runs.SESSIONS))
 
 
 @router.delete("/session-runs/{run_id}", status_code=204, summary="Delete a run of sessions")

@@ -79,7 +79,7 @@ WORDS = {
     "ended_at": "when it ended; null while it goes on",
     "environment": "where the agent ran, e.g. production",
     "error": "what went wrong, in the agent's words",
-    "error_message": "why it could not do its work, or was stopped",
+    "error_message": "why it could not do its work, was stopped, or is paused",
     "eval_run_id": "the run it comes from",
     "field": "where it is, like spans.3.name, or the name of a parameter or header",
     "filters": "which traces",
@@ -645,6 +645,10 @@ class RunOut(Shape):
         description="whether it asks about several metrics at once; null for the deployment's way"
     )
     error_message: str | None
+    paused_until: datetime | None = Field(
+        description="of a run that is paused because its judge's quota is exhausted: when one pair is tried again; null "
+        "where it is not paused, and while it is being tried"
+    )
 
 
 class Spent(Shape):

@@ -1,5 +1,7 @@
 """`python -m steelyard_judge`."""
 
+import os
+
 from steelyard.metrics import CATALOGUE
 from steelyard.service import main
 from steelyard.settings import from_environment
@@ -7,6 +9,7 @@ from steelyard.store.database import Database
 from steelyard.topics import cluster_of_settings
 from steelyard_judge.dialogue import scoring
 from steelyard_judge.embeddings import ApiEmbedder, Embedder, LocalEmbedder
+from steelyard_judge.gates import Gates
 from steelyard_judge.handlers import judge
 from steelyard_judge.model import Gateway
 from steelyard_judge.paying import Ledger
@@ -17,13 +20,14 @@ from steelyard_judge.vectors import Remembering
 async def run() -> None:
     settings, cluster = from_environment(), cluster_of_settings()
     database = Database(settings.worker_database_url.get_secret_value(), settings.database_pool)
-    gateway = Gateway(settings)
+    gates = Gates(settings.quota_probe_seconds)
+    gateway = Gateway(settings, os.environ, gates)
     model = settings.embedding_model
     local = model is None or model.startswith("local/")
     embedder: Embedder = Remembering(LocalEmbedder(model) if local else ApiEmbedder(gateway, str(model)))
     book = Ledger(database)
     score = scoring(gateway, embedder, CATALOGUE, settings, book, settings.judge_grouped, StoredSignals(database))
-    service = judge(settings.judge_slots, database, score)
+    service = judge(settings.judge_slots, database, score, gates, settings.judge_job_seconds)
     service.parts += [gateway, embedder, book]
     await service.run(settings, cluster)
 

@@ -20,10 +20,11 @@ from steelyard.providers import RULES
 from steelyard.settings import Settings
 from steelyard.traces import Trace
 from steelyard_judge.embeddings import Embedder
-from steelyard_judge.model import Gateway, TooLarge, Unanswered, Usage
+from steelyard_judge.model import Gateway
 from steelyard_judge.orders import Order
 from steelyard_judge.paying import Book, Payer
 from steelyard_judge.signals import Basis, KnownSignals, reused
+from steelyard_judge.usage import TooLarge, Unanswered, Usage
 
 LONGEST, MOST_ITEMS = 8000, 200
 # What takes more than a few milliseconds to render.
@@ -313,6 +314,8 @@ def scoring(
         return replace(result, metadata={**result.metadata, "basis": basis}) if isinstance(result, Score) else result
 
     async def conversed(found: Metric, case: Case, order: Order) -> Score | NotScored:
+        if order.probe:
+            gateway.probe(order.model)
         payer = Payer(gateway, book, order, found, settings) if book else None
         model = Model(payer or gateway, order.model, shared, str(order.root_run_id))
         vectors = Metered(embedder)

@@ -13,7 +13,8 @@ import orjson
 from steelyard.errors import Later
 from steelyard.metrics.judging import Embedded
 from steelyard.tasks import ended
-from steelyard_judge.model import Gateway, Usage
+from steelyard_judge.model import Gateway
+from steelyard_judge.usage import Usage
 
 LOCAL = (None, "local/use-multilingual-v3", "local/ngram-hash-v1")
 MOST_AT_ONCE = 64

@@ -10,14 +10,15 @@ from uuid import UUID
 
 from steelyard.clock import Clock, utc_now
 from steelyard.errors import Later
-from steelyard.events import Oversize, Owed, TraceDeferred, TraceJob, TraceScored
+from steelyard.events import Oversize, Owed, ProviderClosed, TraceDeferred, TraceJob, TraceScored
 from steelyard.metrics import SESSION_SIGNALS
 from steelyard.metrics.judging import NotScored, Score
 from steelyard.runs import GONE
-from steelyard.service import Service
+from steelyard.service import Publish, Service
 from steelyard.store.database import Database, reason, temporary
 from steelyard.tasks import ended
 from steelyard.traces import Trace
+from steelyard_judge.gates import Gates
 from steelyard_judge.lookup import Lookup
 from steelyard_judge.orders import Order
 
@@ -27,9 +28,17 @@ Scorer = Callable[[str, Trace, Order], Awaitable[Score | NotScored]]
 Outcome = TraceScored | TraceDeferred
 
 
-def judge(slots: int, database: Database, score: Scorer, clock: Clock = utc_now) -> Service:
+def judge(
+    slots: int,
+    database: Database,
+    score: Scorer,
+    gates: Gates | None = None,
+    job_seconds: float = 300.0,
+    clock: Clock = utc_now,
+) -> Service:
     """Writes nothing but events: what was decided becomes true in the aggregator."""
     service = Service("judge")
+    shared = gates or Gates()
     service.parts.append(database)
     lookup = Lookup(database)
     conversations = asyncio.Semaphore(slots)
@@ -53,6 +62,18 @@ def judge(slots: int, database: Database, score: Scorer, clock: Clock = utc_now)
                 if outcome is not None:
                     yield outcome
 
+    @service.follow
+    def keep_to_closings(closed: ProviderClosed) -> None:
+        shared.hear(closed)
+
+    @service.loop(every=1.0, bell=shared.bell)
+    async def tell_closings(publish: Publish[ProviderClosed]) -> bool:
+        """Rung by the gate that closed; what was not acknowledged is told in the next turn."""
+        untold = shared.untold()
+        await publish(untold)
+        shared.told(untold)
+        return False
+
     async def _pair(job: TraceJob, owed: Owed, trace: Trace) -> Outcome | None:
         """One conversation at a time for a pair, also when its job was delivered twice: the first one answers."""
         key = (job.run_id, job.trace_id, owed.metric)
@@ -75,7 +96,8 @@ def judge(slots: int, database: Database, score: Scorer, clock: Clock = utc_now)
                 return None
             before = job.in_session and owed.metric in SESSION_SIGNALS
             earlier = await lookup.earlier(job.run_id, job.trace_id) if before else ()
-            return _scored(job, owed, await score(owed.metric, trace, Order.of(job, owed, earlier)), trace)
+            order = Order.of(job, owed, earlier)
+            return _scored(job, owed, await _in_time(score(owed.metric, trace, order)), trace)
         except Later as e:
             until = clock() + timedelta(seconds=e.after or _pause(owed.attempt))
             return _deferred(job, owed, str(e), until, e.counts)
@@ -87,6 +109,17 @@ def judge(slots: int, database: Database, score: Scorer, clock: Clock = utc_now)
             # A bug of one metric ends its own pair and no other.
             log.exception("%s of trace %s", owed.metric, job.trace_id)
             return _scored(job, owed, NotScored(f"internal error: {type(e).__name__}"), trace)
+
+    async def _in_time(answer: Awaitable[Score | NotScored]) -> Score | NotScored:
+        """Every call may be in time and the conversation never end; a slot is not held for that."""
+        deadline = asyncio.timeout(job_seconds)
+        try:
+            async with deadline:
+                return await answer
+        except TimeoutError as e:
+            if not deadline.expired():
+                raise
+            raise Later(f"judging took longer than {job_seconds:g} s") from e
 
     return service
 

@@ -20,6 +20,7 @@ class Order:
     reuse: bool = False
     grouped: bool | None = None
     attempt: int = 0
+    probe: bool = False
     in_session: bool = False
     earlier: tuple[Earlier, ...] = ()
 
@@ -27,5 +28,5 @@ class Order:
     def of(cls, job: TraceJob, owed: Owed, earlier: tuple[Earlier, ...] = ()) -> "Order":
         return cls(
             job.run_id, job.project_id, job.trace_id, job.model, job.root_run_id or job.run_id, job.reuse, job.grouped,
-            owed.attempt, job.in_session, earlier,
+            owed.attempt, job.probe, job.in_session, earlier,
         )  # fmt: skip

@@ -18,8 +18,9 @@ from steelyard.store import answers
 from steelyard.store.answers import Found, Made, Wanted
 from steelyard.store.database import Database, reason, temporary
 from steelyard_judge.lookup import Batched
-from steelyard_judge.model import CallNote, Gateway, Usage
+from steelyard_judge.model import Gateway
 from steelyard_judge.orders import Order
+from steelyard_judge.usage import CallNote, Usage
 
 log = logging.getLogger(__name__)
 MOST_ROWS = 500

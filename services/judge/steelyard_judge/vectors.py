@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from steelyard.metrics.judging import Embedded
 from steelyard_judge.embeddings import Embedder
-from steelyard_judge.model import Usage
+from steelyard_judge.usage import Usage
 
 MOST = 4000
 

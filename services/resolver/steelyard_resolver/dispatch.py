@@ -14,6 +14,7 @@ from steelyard.service import Publish
 from steelyard.store import ledger
 from steelyard.store.database import Database
 from steelyard.store.runs import SESSIONS
+from steelyard_resolver.closings import Closings
 from steelyard_resolver.readers import SharedReaders
 
 log = logging.getLogger(__name__)
@@ -21,29 +22,58 @@ log = logging.getLogger(__name__)
 REFILL_SECONDS = 0.3
 PRODUCE_SECONDS = 5.0
 CLOSED_AT_ONCE = 1000
+# What a probe's answer takes to be heard after its pair is settled; until then no other is sent.
+PROBE_SECONDS = 5.0
 
 
 class Dispatcher:
     """Publishes inside the transaction that marks the pairs: a crash in between repeats jobs and loses none."""
 
-    def __init__(self, database: Database, readers: SharedReaders) -> None:
-        self._database, self._readers = database, readers
+    def __init__(self, database: Database, readers: SharedReaders, closings: Closings) -> None:
+        self._database, self._readers, self._closings = database, readers, closings
         self._pace = _Pace()
 
     async def turn(self, publish: Publish[TraceJob | TraceScored]) -> bool:
         """True when something was released, so that the next turn looks at once."""
         slots = await self._readers.slots()
-        async with self._database.begin() as tx:
-            found = await ledger.demands(tx, most=4 * slots)
+        found = await self._demands(slots)
+        if await self._closings.write(self._database, found):
+            found = await self._demands(slots)
         total = window(slots, self._pace.of({d.run_id: d.settled for d in found}), REFILL_SECONDS)
-        given = shares(total, {d.run_id: min(d.in_flight + d.ready, d.affordable()) for d in found})
+        given = shares(total, {d.run_id: self._wanted(d) for d in found})
         released = 0
         for demand in found:
             if demand.stopping or demand.broke():
                 released += await self._close(demand, publish)
             elif demand.ready and given[demand.run_id] > demand.in_flight:
                 released += await self._refill(demand, given[demand.run_id], publish)
+        for demand in self._to_probe(found):
+            released += await self._probe(demand, publish)
         return released > 0
+
+    async def _demands(self, slots: int) -> list[ledger.Demand]:
+        async with self._database.begin() as tx:
+            return await ledger.demands(tx, most=4 * slots)
+
+    def _wanted(self, d: ledger.Demand) -> int:
+        """A run whose model takes no calls keeps what is under way; its share of the window is the others'."""
+        if d.paused_why or self._closings.closed(d.model):
+            return d.in_flight
+        return min(d.in_flight + d.ready, d.affordable())
+
+    def _to_probe(self, found: Sequence[ledger.Demand]) -> list[ledger.Demand]:
+        """Of each model whose time has come one run, the oldest; and none while a pair of the model is under way."""
+        busy = {d.model for d in found if d.in_flight}
+        due = [d for d in found if d.due and d.ready and d.affordable() and not d.stopping]
+        free = [d for d in due if d.model not in busy and not self._closings.limited(d.model)]
+        return list({d.model: d for d in reversed(free)}.values())
+
+    async def _probe(self, demand: ledger.Demand, publish: Publish[TraceJob | TraceScored]) -> int:
+        """Its answer opens the model for all of its runs, or closes it once more."""
+        async with self._database.begin() as tx:
+            if not await ledger.claim_probe(tx, demand.model, PROBE_SECONDS):
+                return 0
+        return await self._refill(demand, 1, publish, probe=True)
 
     async def _close(self, demand: ledger.Demand, publish: Publish[TraceJob | TraceScored]) -> int:
         """A page of what will never be sent is settled as not scored, by the aggregator as everything is: counts still
@@ -59,7 +89,9 @@ class Dispatcher:
         # The aggregator rings when it has settled them.
         return 0
 
-    async def _refill(self, demand: ledger.Demand, share: int, publish: Publish[TraceJob | TraceScored]) -> int:
+    async def _refill(
+        self, demand: ledger.Demand, share: int, publish: Publish[TraceJob | TraceScored], probe: bool = False
+    ) -> int:
         """The advisory lock lets one dispatcher at a time into a run; settling and cancelling never wait for it."""
         async with self._database.begin() as tx:
             if not await ledger.lock_run(tx, demand.run_id):
@@ -68,7 +100,7 @@ class Dispatcher:
             pairs = await ledger.take(tx, demand.run_id, room) if room > 0 else []
             if not pairs:
                 return 0
-            made = jobs(demand, pairs)
+            made = jobs(demand, pairs, probe)
             try:
                 async with asyncio.timeout(PRODUCE_SECONDS):
                     places = await publish(made)
@@ -79,7 +111,7 @@ class Dispatcher:
             return len(pairs)
 
 
-def jobs(demand: ledger.Demand, pairs: Sequence[ledger.Taken]) -> list[TraceJob]:
+def jobs(demand: ledger.Demand, pairs: Sequence[ledger.Taken], probe: bool = False) -> list[TraceJob]:
     """One job for a trace with all metrics it owes, so that it is loaded and read once."""
     by_trace = sorted(pairs, key=lambda p: str(p.trace_id))
     return [
@@ -94,6 +126,7 @@ def jobs(demand: ledger.Demand, pairs: Sequence[ledger.Taken]) -> list[TraceJob]
             reuse=demand.reuse,
             grouped=demand.grouped,
             in_session=demand.target_type == SESSIONS,
+            probe=probe,
         )
         for trace_id, group in ((t, list(g)) for t, g in itertools.groupby(by_trace, key=lambda p: p.trace_id))
     ]

@@ -2,7 +2,7 @@
 
 import asyncio
 
-from steelyard.events import RunExpanded, RunRequested, TraceJob, TraceScored
+from steelyard.events import ProviderClosed, RunExpanded, RunRequested, TraceJob, TraceScored
 from steelyard.kafka import Cluster
 from steelyard.service import Publish, Service
 from steelyard.settings import Settings
@@ -10,6 +10,7 @@ from steelyard.store.bells import Bells
 from steelyard.store.database import Database
 from steelyard.store.ledger import REFILL
 from steelyard.store.outbox import Outbox
+from steelyard_resolver.closings import Closings
 from steelyard_resolver.dispatch import Dispatcher
 from steelyard_resolver.expand import Expander
 from steelyard_resolver.overdue import Overdue
@@ -24,13 +25,20 @@ def resolver(settings: Settings, cluster: Cluster, database: Database) -> Servic
     bells = Bells(settings.worker_database_url.get_secret_value(), {REFILL: room})
     service.parts += [database, readers, bells]
     expander = Expander(database)
-    dispatcher = Dispatcher(database, readers)
+    closings = Closings()
+    dispatcher = Dispatcher(database, readers, closings)
     late = Overdue(database, readers, settings.redispatch_seconds)
 
     @service.on
     async def wake(run: RunRequested) -> None:
         """The loop would find the run anyway: a lost event delays it by a second and loses nothing."""
         asked.set()
+
+    @service.follow
+    def keep_to_closings(closed: ProviderClosed) -> None:
+        """Runs of a model that takes no calls are held back, and go on as soon as it answers."""
+        closings.hear(closed)
+        room.set()
 
     @service.loop(every=1.0, bell=asked)
     async def expand_runs(outbox: Outbox[RunExpanded] = Outbox()) -> bool:  # noqa: B008

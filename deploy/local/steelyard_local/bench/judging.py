@@ -17,8 +17,9 @@ from steelyard.metrics.rendering import CHARACTERS_PER_TOKEN
 from steelyard.settings import Settings
 from steelyard.traces import Trace
 from steelyard_judge.dialogue import scoring
-from steelyard_judge.model import Gateway, Usage
+from steelyard_judge.model import Gateway
 from steelyard_judge.orders import Order
+from steelyard_judge.usage import Usage
 from steelyard_local.bench.figures import table
 from steelyard_local.demo_traces import demo_traces
 

@@ -180,6 +180,10 @@ class Demand:
     pair_cost_usd: float | None
     stopping: str | None
     target_type: str
+    paused_why: str | None
+    paused_until: datetime | None
+    # Whether a paused run's time has come: by the database's clock, or because somebody resumed it.
+    due: bool
 
     def affordable(self) -> int:
         """How many pairs may be under way at once: each could cost as much as it ever can, and what is spent is spent."""
@@ -201,6 +205,15 @@ class Taken:
     attempts: int
 
 
+@dataclass(frozen=True)
+class Pause:
+    """`until` is None where the model is being tried."""
+
+    model: str
+    why: str
+    until: datetime | None
+
+
 async def demands(tx: Tx, most: int) -> list[Demand]:
     """What each unfinished run has under way and could have, the latter counted no further than anyone could use."""
     return [Demand(*r) for r in await tx.execute(_DEMANDS, {"most": most, "often": MOST_REDISPATCHES})]
@@ -209,6 +222,22 @@ async def demands(tx: Tx, most: int) -> list[Demand]:
 async def stop(tx: Tx, run_id: UUID, why: str, said: str) -> bool:
     """Nothing more is sent: what is owed will be settled as not scored. False when somebody else stopped it."""
     return bool((await tx.execute(_STOP, {"run": run_id, "why": why, "said": said})).rowcount)
+
+
+async def pause(tx: Tx, pause: Pause, anew: bool) -> int:
+    """Unfinished runs of a model whose quota is exhausted are held; `anew` also those that are held already, because a
+    probe failed. Returns how many changed. For their locks the dispatcher waits: what settles holds them for moments."""
+    given = {"model": pause.model, "why": pause.why, "until": pause.until, "anew": anew}
+    return (await tx.execute(_PAUSE, given)).rowcount
+
+
+async def unpause(tx: Tx, model: str) -> int:
+    return (await tx.execute(_UNPAUSE, {"model": model})).rowcount
+
+
+async def claim_probe(tx: Tx, model: str, seconds: float) -> bool:
+    """One dispatcher probes a model: for the others its runs are not due, for as long as the answer takes to be heard."""
+    return bool((await tx.execute(_CLAIM_PROBE, {"model": model, "seconds": seconds})).rowcount)
 
 
 async def unsent(tx: Tx, run_id: UUID, page: int) -> list[PairState]:
@@ -537,7 +566,8 @@ _FAIL_RUN = text(
 _DEMANDS = text(
     """
     SELECT r.id, r.project_id, r.judge_model, coalesce(f.n, 0), w.n, r.settled_count, coalesce(r.root_run_id, r.id), r.reuse,
-        r.grouped, o.n, coalesce(s.cost, 0), r.max_cost_usd, r.pair_cost_usd, r.stopping, r.target_type
+        r.grouped, o.n, coalesce(s.cost, 0), r.max_cost_usd, r.pair_cost_usd, r.stopping, r.target_type, r.paused_why,
+        r.paused_until, r.paused_why IS NOT NULL AND coalesce(r.paused_until <= now(), true)
     FROM runs r
     LEFT JOIN (SELECT run_id, count(*) AS n FROM pairs WHERE status = 'dispatched' GROUP BY run_id) f ON f.run_id = r.id
     LEFT JOIN run_spending s ON s.run_id = r.id AND r.max_cost_usd IS NOT NULL
@@ -561,6 +591,30 @@ _STOP = text(
     """
     UPDATE runs SET stopping = :why, error_message = :said
     WHERE id = :run AND stopping IS NULL AND status IN ('PENDING', 'RUNNING')
+    """
+)
+_DUE = "paused_why IS NOT NULL AND coalesce(paused_until <= now(), true)"
+_HELD = """
+    SELECT id FROM runs
+    WHERE judge_model = :model AND status IN ('PENDING', 'RUNNING') AND deleted_at IS NULL AND stopping IS NULL AND {which}
+    ORDER BY id FOR NO KEY UPDATE
+"""
+_PAUSE = text(
+    f"""
+    WITH these AS ({_HELD.format(which="(paused_why IS NULL OR CAST(:anew AS bool))")})
+    UPDATE runs r SET paused_why = :why, paused_until = CAST(:until AS timestamptz) FROM these WHERE r.id = these.id
+    """
+)
+_UNPAUSE = text(
+    f"""
+    WITH these AS ({_HELD.format(which="paused_why IS NOT NULL")})
+    UPDATE runs r SET paused_why = NULL, paused_until = NULL FROM these WHERE r.id = these.id
+    """
+)
+_CLAIM_PROBE = text(
+    f"""
+    WITH these AS ({_HELD.format(which=_DUE)})
+    UPDATE runs r SET paused_until = clock_timestamp() + make_interval(secs => :seconds) FROM these WHERE r.id = these.id
     """
 )
 _UNSENT = text(

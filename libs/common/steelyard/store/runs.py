@@ -4,17 +4,20 @@ from collections.abc import Mapping
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, func, select, text
+from sqlalchemy import ColumnElement, and_, case, func, select, text, update
 
 from steelyard.store.database import Tx, dumps
 from steelyard.store.tables import Run
 
 TRACES, SESSIONS = "TRACE", "SESSION"
 _R = Run.__table__.c  # type: ignore[attr-defined]
+# What is over, or is being stopped, is not paused, whatever it was.
+_PAUSED = (_R.status.in_(("PENDING", "RUNNING")), _R.stopping.is_(None), _R.paused_why.is_not(None))
 _SHOWN = (
     _R.id, _R.project_id, _R.name, _R.target_type, _R.status, _R.metric_names, _R.filters, _R.sampling_rate, _R.model,
     _R.judge_model, _R.monitor_id, _R.parent_run_id, _R.error_message, _R.total_targets, _R.evaluated_count,
     _R.failed_count, _R.created_at, _R.completed_at, _R.max_cost_usd, _R.pair_cost_usd, _R.reuse, _R.grouped, _R.root_run_id,
+    case((and_(*_PAUSED), _R.paused_why)).label("paused_why"), case((and_(*_PAUSED), _R.paused_until)).label("paused_until"),
 )  # fmt: skip
 
 
@@ -60,6 +63,13 @@ async def hide(tx: Tx, project: UUID, run_id: UUID, with_scores: bool, target_ty
         return False
     await tx.execute(_HIDE, {"id": run_id, "why": "deleted with its scores" if with_scores else "deleted"})
     return True
+
+
+async def resume(tx: Tx, project: UUID, run_id: UUID, target_type: str = TRACES) -> bool:
+    """The next turn of a dispatcher tries a paused run's model, whatever time it was to wait for. False when it is not
+    paused."""
+    paused = update(Run).where(_R.id == run_id, *_visible(project, target_type), *_PAUSED)
+    return bool((await tx.execute(paused.values(paused_until=None))).rowcount)
 
 
 async def treat_scores(tx: Tx, project: UUID, run_id: UUID, with_scores: bool) -> None:

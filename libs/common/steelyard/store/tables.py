@@ -293,6 +293,8 @@ class Run(SQLModel, table=True):
     grouped: bool | None = None
     error_message: str | None = _text(nullable=True)
     stopping: str | None = _text(nullable=True)
+    paused_why: str | None = _text(nullable=True)
+    paused_until: datetime | None = _when(nullable=True)
     total_targets: int = _count()
     evaluated_count: int = _count()
     failed_count: int = _count()

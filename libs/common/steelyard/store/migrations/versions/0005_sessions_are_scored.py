@@ -7,7 +7,7 @@ from sqlalchemy.dialects import postgresql
 from steelyard.store.tables import NUMBER
 
 revision = "0005"
-down_revision = "0003"
+down_revision = "0004"
 NEWEST: sa.ColumnClause[str] = sa.literal_column("created_at DESC")
 
 

@@ -1,0 +1,79 @@
+"""A broadcast: every process reads the whole of a small topic by itself, and goes on listening."""
+
+import asyncio
+import logging
+from collections.abc import Callable
+from typing import Any
+
+from aiokafka import AIOKafkaConsumer, TopicPartition
+
+from steelyard.errors import Later, Never
+from steelyard.events import Event, decode
+from steelyard.kafka import Cluster
+from steelyard.tasks import ended
+from steelyard.window import FETCH_WAIT_MS
+
+log = logging.getLogger(__name__)
+
+
+class Following:
+    """No group, so nothing is shared and nothing committed: what is heard lives in memory, and is heard again by the next
+    process. What cannot be read is left out: it would stop every process, and everyone that follows it."""
+
+    def __init__(self, cluster: Cluster, kind: type[Event], heard: Callable[[Any], Any]) -> None:
+        self._cluster, self._heard = cluster, heard
+        self._topic, self._partitions = cluster.topic(kind.topic), kind.partitions
+        self._consumer: Any = None
+        self.listening: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    async def start(self) -> None:
+        """Up to where the topic ends now: a process that is ready knows what the others know."""
+        self._consumer = AIOKafkaConsumer(
+            bootstrap_servers=self._cluster.bootstrap,
+            group_id=None,
+            auto_offset_reset="earliest",
+            fetch_max_wait_ms=FETCH_WAIT_MS * 5,
+        )
+        await self._consumer.start()
+        try:
+            await self._catch_up()
+        except BaseException:
+            await self._consumer.stop()
+            raise
+        self.listening = asyncio.create_task(self._listen())
+
+    async def stop(self) -> None:
+        await ended([self.listening])
+        await self._consumer.stop()
+
+    async def unwell(self) -> str | None:
+        return None
+
+    async def _listen(self) -> None:
+        while True:
+            await self._next()
+
+    async def _catch_up(self) -> None:
+        if self._topic not in await self._consumer.topics():
+            raise Later(f"there is no topic {self._topic} yet")
+        assigned = [TopicPartition(self._topic, p) for p in range(self._partitions)]
+        self._consumer.assign(assigned)
+        ends = await self._consumer.end_offsets(assigned)
+        while any([await self._consumer.position(tp) < ends[tp] for tp in assigned]):
+            await self._next()
+
+    async def _next(self) -> None:
+        for records in (await self._consumer.getmany(timeout_ms=1000, max_records=500)).values():
+            for record in records:
+                self._hear(record)
+
+    def _hear(self, record: Any) -> None:
+        try:
+            event: Event = decode(record.value)
+        except (Later, Never) as e:
+            log.warning("%s at offset %d is not understood: %s", self._topic, record.offset, e)
+            return
+        try:
+            self._heard(event)
+        except Exception:
+            log.exception("%s at offset %d", type(event).__name__, record.offset)

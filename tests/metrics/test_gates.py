@@ -1,0 +1,151 @@
+"""What a judge tells about a provider that closed, what it makes of what others tell, and how often."""
+
+import time
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from steelyard.errors import Later
+from steelyard.events import ProviderClosed
+from steelyard.settings import Settings
+from steelyard_judge.gates import Exhausted, Gates, Shut
+from steelyard_judge.model import Gateway
+
+NOW = datetime(2026, 11, 21, 12, tzinfo=UTC)
+A = "openai 1"
+
+
+def gates() -> Gates:
+    return Gates(900, lambda: NOW)
+
+
+async def met(gates: Gates, model: str = "m", seconds: float = 30, account: str = A) -> None:
+    """A call that is answered with a 429."""
+    with pytest.raises(Shut):
+        async with gates.passed(account, model) as gate:
+            gate.close(f"{model} is rate limited", seconds)
+            raise Shut(gate.why, after=seconds, counts=False)
+
+
+async def ran_out(gates: Gates, model: str = "m") -> None:
+    with pytest.raises(Exhausted):
+        async with gates.passed(A, model) as gate:
+            gate.exhaust(f"the quota of {model} is exhausted", gates.quota_seconds)
+            raise Exhausted(gate.why_exhausted)
+
+
+async def passes(gates: Gates, model: str = "m") -> None:
+    async with gates.passed(A, model):
+        pass
+
+
+def said(gates: Gates) -> list[ProviderClosed]:
+    untold = gates.untold()
+    gates.told(untold)
+    return untold
+
+
+def closed(until: float, exhausted: bool = False, model: str = "m", at: float = 0) -> ProviderClosed:
+    when, end = NOW + timedelta(seconds=at), NOW + timedelta(seconds=until)
+    return ProviderClosed(account=A, model=model, at=when, until=end, why="said elsewhere", exhausted=exhausted)
+
+
+async def test_of_a_storm_of_429s_one_is_told() -> None:
+    some = gates()
+    for _ in range(3):
+        async with some.passed(A, "m") as gate:
+            # Under way together, and each is limited: the gate was open when they were sent.
+            gate.close("m is rate limited", 30)
+        with pytest.raises(Shut):
+            await passes(some)
+        gate.until = 0
+    (event,) = said(some)
+    assert (event.account, event.model, event.why, event.exhausted) == (A, "m", "m is rate limited", False)
+    assert 29 < (event.until - NOW).total_seconds() <= 30 and not event.opens
+    gate.close("m is rate limited", 40)
+    with pytest.raises(Shut):
+        await passes(some)
+    assert len(said(some)) == 1, "a later time is news"
+
+
+async def test_a_model_that_finds_its_accounts_gate_shut_is_told_of_too_and_another_account_is_not_concerned() -> None:
+    some = gates()
+    await met(some)
+    with pytest.raises(Shut):
+        await passes(some, "another")
+    assert {e.model for e in said(some)} == {"m", "another"}
+    async with some.passed("openai 2", "m"):
+        pass
+
+
+async def test_what_is_heard_closes_the_gate_and_a_shorter_word_does_not_open_it() -> None:
+    some = gates()
+    some.hear(closed(60))
+    some.hear(closed(5))
+    with pytest.raises(Later, match="said elsewhere") as late:
+        await passes(some)
+    assert late.value.after is not None and late.value.after > 55 and not late.value.counts
+    (event,) = said(some)
+    assert event.until > NOW + timedelta(seconds=55), "who heard the shorter word alone is corrected"
+
+
+async def test_a_clock_that_is_wrong_closes_for_an_hour_at_most_and_what_is_past_does_not_close() -> None:
+    some = gates()
+    some.hear(closed(90_000))
+    assert some.of(A).until <= time.monotonic() + 3600
+    others = gates()
+    others.hear(closed(-5, at=-60))
+    await passes(others)
+
+
+async def test_an_exhausted_quota_is_told_once_and_its_pairs_come_back_soon() -> None:
+    some = gates()
+    await ran_out(some)
+    (event,) = said(some)
+    assert event.exhausted and event.until - NOW > timedelta(seconds=899)
+    with pytest.raises(Exhausted) as late:
+        await passes(some)
+    assert late.value.after is not None and late.value.after < 5 and not late.value.counts and said(some) == []
+
+
+async def test_only_a_probe_opens_and_it_opens_every_model_of_the_account() -> None:
+    some = gates()
+    await ran_out(some)
+    some.hear(closed(900, exhausted=True, model="heard of"))
+    said(some)
+    some.answered(A, "m")
+    with pytest.raises(Exhausted):
+        await passes(some)
+    assert said(some) == [], "an answer to a call that was sent before proves nothing"
+    some.probe(A)
+    await passes(some)
+    some.answered(A, "m")
+    opened = said(some)
+    assert {e.model for e in opened} == {"m", "heard of"} and all(e.opens for e in opened)
+    others = gates()
+    others.hear(closed(900, exhausted=True))
+    others.hear(opened[-1])
+    await passes(others)
+
+
+async def test_a_probe_that_fails_is_news_however_soon_it_was() -> None:
+    some = gates()
+    await ran_out(some)
+    said(some)
+    some.probe(A)
+    await ran_out(some)
+    assert [e.exhausted for e in said(some)] == [True]
+
+
+async def test_what_was_not_acknowledged_is_told_again() -> None:
+    some = gates()
+    await met(some)
+    assert some.bell.is_set() and some.untold() == some.untold() != []
+
+
+def test_an_account_is_known_by_its_key_and_does_not_tell_it() -> None:
+    def account(key: str, secret: str = "s" * 16) -> str:
+        return Gateway(Settings(deployment_secret=secret), {"OPENAI_API_KEY": key})._account("gpt-5")
+
+    assert account("a") == account("a") != account("b") and account("a").startswith("openai ")
+    assert account("a") != account("a", "t" * 16), "a short key could be guessed from what travels"
