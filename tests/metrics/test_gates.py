@@ -137,6 +137,19 @@ async def test_a_probe_that_fails_is_news_however_soon_it_was() -> None:
     assert [e.exhausted for e in said(some)] == [True]
 
 
+async def test_a_limit_that_a_probe_meets_is_told_although_the_quota_was_to_last_longer() -> None:
+    some = gates()
+    await ran_out(some)
+    said(some)
+    some.probe(A)
+    await met(some, seconds=7)
+    assert [(e.exhausted, e.until < NOW + timedelta(seconds=8)) for e in said(some)] == [(False, True)]
+    some.of(A).until = 0
+    await passes(some)
+    some.answered(A, "m")
+    assert [e.opens for e in said(some)] == [True], "the answer that comes later opens all the same"
+
+
 async def test_what_was_not_acknowledged_is_told_again() -> None:
     some = gates()
     await met(some)

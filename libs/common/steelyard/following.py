@@ -55,7 +55,7 @@ class Following:
 
     async def _catch_up(self) -> None:
         if self._topic not in await self._consumer.topics():
-            raise Later(f"there is no topic {self._topic} yet")
+            raise Later(f"there is no topic {self._topic} yet: python -m steelyard.topics makes it")
         assigned = [TopicPartition(self._topic, p) for p in range(self._partitions)]
         self._consumer.assign(assigned)
         ends = await self._consumer.end_offsets(assigned)

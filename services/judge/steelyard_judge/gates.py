@@ -183,10 +183,10 @@ class Gates:
                 del self._untold[e.account, e.model]
 
     def _say_closed(self, account: str, model: str, gate: Gate) -> None:
-        """Once for each closing: of a hundred calls that are limited together, one is heard of. A probe that failed is
-        news, however soon it was."""
-        probed = gate.exhausted and account in self._probing
-        if probed:
+        """Once for each closing: of a hundred calls that are limited together, one is heard of. What a probe meets is
+        news, however soon it was, and a limit by the minute too: the others still know of the quota alone."""
+        probed = account in self._probing
+        if gate.exhausted:
             self._probing.discard(account)
         until, why = (gate.exhausted_until, gate.why_exhausted) if gate.exhausted else (gate.until, gate.why)
         now = self.clock()
