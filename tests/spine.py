@@ -119,8 +119,11 @@ class Spine:
         return UUID(str(run["id"]))
 
     async def run(self, run_id: UUID) -> dict[str, Any]:
-        (found,) = await self.rows("SELECT * FROM runs WHERE id = :r", r=run_id)
-        return found
+        """All that the ledger holds of it, and over that what the API would show."""
+        (held,) = await self.rows("SELECT * FROM runs WHERE id = :r", r=run_id)
+        async with self.database.begin() as tx:
+            shown = await runs.get(tx, self.project, run_id, held["target_type"])
+        return held | (shown or {})
 
     async def done(self, run_id: UUID, seconds: float = 30) -> dict[str, Any]:
         async def finished() -> dict[str, Any] | None:
