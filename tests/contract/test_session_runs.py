@@ -223,49 +223,6 @@ async def test_the_metrics_of_sessions_say_what_they_are(client: httpx.AsyncClie
 # Money.
 
 
-async def test_an_estimate_counts_traces_times_signals(
-    client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("OPENAI_API_KEY", "sk-test")
-    for n in range(4):
-        await new_session(client, f"s{n}", 3, input="x" * 3200)
-    asked = RUN | {"model": "openai/gpt-5.4-mini", "sampling_rate": 0.5}
-    said = (await client.post(f"{RUNS}/estimate", json=asked)).json()
-    # Confidence and tool_correctness ask the model; the other two signals are of embeddings.
-    assert (said["total_targets"], said["pairs"], said["calls"]) == (2, 6 * 4, 6 * 2)
-    assert said["output_tokens"] == 6 * 2 * 200 and said["cost_usd"] > 0 and said["seconds"] > 0
-    none = (await client.post(f"{RUNS}/estimate", json={**asked, "filters": {"min_trace_count": 9}})).json()
-    assert (none["total_targets"], none["pairs"], none["cost_usd"]) == (0, 0, 0)
-    assert (await client.get(RUNS)).json()["total"] == 0
-
-
-async def test_a_limit_reserves_what_the_dearest_signal_may_cost(
-    client: httpx.AsyncClient, database: Database, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("OPENAI_API_KEY", "sk-test")
-    await new_session(client, "small")
-    await new_session(client, "large", output="y" * 20_000)
-    model = {"model": "openai/gpt-5.4-mini"}
-
-    async def reserved(path: str, **asked: Any) -> float:
-        run = await made(client, path, **model, max_cost_usd=5, **asked)
-        assert run["max_cost_usd"] == 5
-        found = await one(database, "SELECT pair_cost_usd FROM runs WHERE id = :id", id=UUID(run["id"]))
-        return float(found.pair_cost_usd)
-
-    every, named = await reserved(RUNS), await reserved(f"{RUNS}/batch", session_ids=["small"])
-    assert every > 1.5 * named > 0
-    assert await reserved(f"{RUNS}/batch", session_ids=["small", "large"]) == every
-    tight = await client.post(RUNS, json={**RUN, **model, "max_cost_usd": 0.0001})
-    assert tight.status_code == 400 and tight.json()["errors"][0]["field"] == "max_cost_usd"
-    unknown = {**RUN, "model": "openai/gpt-from-tomorrow", "max_cost_usd": 5}
-    assert (await client.post(RUNS, json=unknown)).status_code == 400
-    assert (await client.post(RUNS, json={**unknown, "allow_unknown_price": True})).status_code == 202
-
-
-# Again.
-
-
 @pytest.mark.parametrize("path", [RUNS, f"{RUNS}/batch"])
 async def test_the_same_request_again_makes_one_run(client: httpx.AsyncClient, path: str) -> None:
     await new_session(client, "s")

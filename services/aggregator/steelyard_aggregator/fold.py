@@ -10,7 +10,6 @@ from uuid import UUID, uuid5
 
 from steelyard.errors import Later
 from steelyard.metrics.sessions import SESSION_METRICS, SessionMetric, Signals, weights_of
-from steelyard.runs import GONE
 
 _SCORES = UUID("1d0f1c4e-6a76-4c58-8f0a-b5d2f0a3c9e7")
 
@@ -41,7 +40,7 @@ class Ended:
 
 
 def folded(ended: Ended) -> Iterator[dict[str, Any]]:
-    """A row for each metric. Of a session whose traces are all deleted nothing is said."""
+    """A row for each metric."""
     traces = list(_traces(ended.signals))
     weights = weights_of(ended.weights)
     for name in ended.metrics:
@@ -66,10 +65,6 @@ def folded(ended: Ended) -> Iterator[dict[str, Any]]:
             "traces_seen": ended.size,
             "snapshot_at": ended.snapshot_at.isoformat(),
         }
-
-
-def gone(ended: Ended) -> bool:
-    return all(s.value is None and s.reason == GONE for s in ended.signals)
 
 
 def score_id(run_id: UUID, session_id: str, metric: str) -> UUID:

@@ -14,7 +14,7 @@ from steelyard.store import ledger, session_scores, sessions_folded
 from steelyard.store.database import Database, Tx
 from steelyard.store.ledger import HeldRun
 from steelyard.store.outbox import Outbox
-from steelyard_aggregator.fold import Ended, Signal, folded, gone
+from steelyard_aggregator.fold import Ended, Signal, folded
 
 
 def aggregator(settings: Settings, database: Database) -> Service:
@@ -61,6 +61,7 @@ async def settled_in(
 async def _fold(tx: Tx, runs: Mapping[UUID, HeldRun], sessions: Sequence[tuple[UUID, str]]) -> Counter[UUID]:
     """Scores the sessions that counted down to zero; returns how many of their metrics were not scored."""
     failed, outcomes = Counter[UUID](), list[tuple[UUID, str, Sequence[str]]]()
+    there = await sessions_folded.hold(tx, [(runs[run].project_id, session) for run, session in sessions])
     async for target, pairs in sessions_folded.signals(tx, sessions):
         run = runs[target.run_id]
         ended = Ended(
@@ -68,7 +69,8 @@ async def _fold(tx: Tx, runs: Mapping[UUID, HeldRun], sessions: Sequence[tuple[U
             metrics=target.metrics or run.metrics, weights=run.filters.get("signal_weights"), snapshot_at=run.created_at,
             signals=[Signal(p.trace_id, p.metric, p.value, p.reason, p.trace_version) for p in pairs],
         )  # fmt: skip
-        rows = [] if gone(ended) else list(folded(ended))
+        # Of a session that was deleted meanwhile nothing is said: nobody could look at it.
+        rows = list(folded(ended)) if (run.project_id, target.target) in there else []
         await session_scores.put(tx, rows)
         unscored = [r["name"] for r in rows if r["status"] == "FAILED"] if rows else list(ended.metrics)
         failed[run.run_id] += len(unscored)

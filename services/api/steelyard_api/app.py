@@ -57,8 +57,8 @@ the same key make it safe to repeat.
   with the key is a 401.
 * A score is changed that a judge made: what the judge said stays in the score's history, and no later delivery of the
   judge's result changes the new word.
-* A session gets more traces while a run is at it: its score is of the traces that the run had counted, says how many in
-  `traces_seen`, and has another `session_version` than the next one.
+* A session gets more traces while a run is at it: its score is of the traces that it had when the run took it up, and says how
+  many in `traces_seen`; the next run's score has another `session_version`.
 * A session is deleted: its scores go with it.
 * A trace that a run means gets more spans: the judge reads the trace when its turn comes, and says which version it was.
 """

@@ -113,8 +113,8 @@ async def write_given_targets(tx: Tx, run_id: UUID, project: UUID, traces: Seque
 
 
 async def write_given_sessions(tx: Tx, run_id: UUID, project: UUID, sessions: Sequence[str]) -> None:
-    await tx.execute(_GIVEN_SESSIONS, {"run": run_id, "project": project, "sessions": list(sessions)})
-    await targets_written(tx, run_id, len(sessions))
+    given = {"run": run_id, "project": project, "sessions": list(sessions)}
+    await targets_written(tx, run_id, (await tx.execute(_GIVEN_SESSIONS, given)).rowcount)
 
 
 async def write_pairs(tx: Tx, run: Unexpanded, page: int) -> bool:
@@ -423,8 +423,9 @@ async def sweep(tx: Tx, page: int = 5000) -> int:
     gone = (await tx.execute(_SWEEP_PAIRS, {"page": page})).rowcount
     if gone < page:
         gone += (await tx.execute(_SWEEP_TARGETS, {"page": page})).rowcount
-    if gone < page:
-        gone += (await tx.execute(_SWEEP_SCORES, {"page": page})).rowcount
+    for scores in _SWEEP_SCORES:
+        if gone < page:
+            gone += (await tx.execute(scores, {"page": page})).rowcount
     if not gone:
         await tx.execute(_SWEEP_SPENDING)
         await tx.execute(_SWEEP_RUNS)
@@ -822,15 +823,18 @@ _SWEEP_TARGETS = text(
 )
 _SWEEP_SPENDING = text(f"DELETE FROM run_spending WHERE run_id IN ({_SWEPT})")
 # Left where the deletion died between hiding the run and treating its scores.
-_SWEEP_SCORES = text(
-    f"""
-    DELETE FROM trace_scores s USING (
-        SELECT id FROM trace_scores WHERE eval_run_id IN (
-            SELECT r.id FROM runs r WHERE r.id IN ({_SWEPT}) AND r.stopping = 'deleted with its scores'
-        ) LIMIT :page FOR UPDATE SKIP LOCKED
-    ) old WHERE s.id = old.id
-    """
-)
+_SWEEP_SCORES = [
+    text(
+        f"""
+        DELETE FROM {table} s USING (
+            SELECT id FROM {table} WHERE eval_run_id IN (
+                SELECT r.id FROM runs r WHERE r.id IN ({_SWEPT}) AND r.stopping = 'deleted with its scores'
+            ) LIMIT :page FOR UPDATE SKIP LOCKED
+        ) old WHERE s.id = old.id
+        """
+    )
+    for table in ("trace_scores", "session_scores")
+]
 _SWEEP_RUNS = text(
     f"""
     DELETE FROM runs r WHERE id IN ({_SWEPT}) AND NOT EXISTS (SELECT 1 FROM pairs p WHERE p.run_id = r.id)

@@ -106,10 +106,9 @@ async def comparison(
     overlap. A later failure hides no value: it says nothing about the session."""
     given = {"project": project, "name": name, "limit": limit, "offset": offset}
     found = [dict(r._mapping) for r in await tx.execute(_RANKED[descending], given)]
-    if found:
-        totals = [int(r.pop("total")) for r in found]
-        return found, totals[0]
-    return [], int((await tx.execute(_COUNT_RANKED, given)).scalar_one()) if offset else 0
+    if not found:  # past the end no row says it
+        return [], int((await tx.execute(_COUNT_RANKED, given)).scalar_one()) if offset else 0
+    return [{k: v for k, v in r.items() if k != "total"} for r in found], int(found[0]["total"])
 
 
 _PUT = text(

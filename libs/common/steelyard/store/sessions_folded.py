@@ -40,6 +40,15 @@ def _keys(ended: Sequence[Key]) -> dict[str, Any]:
     return {"runs": [run for run, _ in ended], "targets": [target for _, target in ended]}
 
 
+async def hold(tx: Tx, sessions: Sequence[tuple[UUID, str]]) -> set[tuple[UUID, str]]:
+    """Those that still are there; none of them can be deleted before this transaction ends."""
+    if not sessions:
+        return set()
+    wanted = sorted(set(sessions))
+    given = {"projects": [project for project, _ in wanted], "sessions": [session for _, session in wanted]}
+    return {(r.project_id, r.session_id) for r in await tx.execute(_HOLD, given)}
+
+
 async def failed(tx: Tx, outcomes: Sequence[tuple[UUID, str, Sequence[str]]]) -> None:
     """What a retry of the run will ask for again."""
     if outcomes:
@@ -63,6 +72,14 @@ _SIGNALS = text(
     FROM targets t JOIN pairs p ON p.run_id = t.run_id AND p.target = t.target AND p.place IS NOT NULL
     WHERE (t.run_id, t.target) IN (SELECT * FROM unnest(CAST(:runs AS uuid[]), CAST(:targets AS text[])))
     ORDER BY t.run_id, t.target, p.place, p.metric
+    """
+)
+_HOLD = text(
+    """
+    SELECT s.project_id, s.session_id FROM sessions s
+    JOIN unnest(CAST(:projects AS uuid[]), CAST(:sessions AS text[])) AS k (project_id, session_id)
+        ON s.project_id = k.project_id AND s.session_id = k.session_id
+    ORDER BY s.project_id, s.session_id FOR KEY SHARE OF s
     """
 )
 _FAILED = text(
