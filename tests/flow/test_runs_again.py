@@ -15,7 +15,7 @@ from spine import Calls, Spine, spine
 from steelyard.kafka import Cluster
 from steelyard.metrics.judging import NotScored
 from steelyard.settings import Settings
-from steelyard.store import access, ledger
+from steelyard.store import access, tidying
 from steelyard.store.database import Database
 from steelyard_api.app import api
 from steelyard_scheduler.handlers import scheduler
@@ -150,7 +150,7 @@ async def test_a_deleted_runs_rows_are_swept_and_its_retry_goes_on(system: Spine
     retry = await start(http, f"/{run['id']}/retry")
     await http.delete(f"{RUNS}/{run['id']}")
     async with system.database.begin() as tx:
-        assert await ledger.sweep(tx) == 0
+        assert await tidying.sweep(tx) == 0
     system.start_resolver()
     assert (await system.done(UUID(retry["id"])))["evaluated_count"] == 3
     system.start("scheduler", scheduler(system.settings, system.database))

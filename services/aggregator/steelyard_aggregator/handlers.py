@@ -10,10 +10,10 @@ from steelyard.events import RunExpanded, RunFinished, TraceDeferred, TraceScore
 from steelyard.runs import GONE, Settled, distinct, settle
 from steelyard.service import Service
 from steelyard.settings import Settings
-from steelyard.store import ledger, session_scores, sessions_folded
+from steelyard.store import ledger, session_scores, sessions_folded, settling
 from steelyard.store.database import Database, Tx
-from steelyard.store.ledger import HeldRun
 from steelyard.store.outbox import Outbox
+from steelyard.store.settling import HeldRun
 from steelyard_aggregator.fold import Ended, Signal, folded
 
 
@@ -40,19 +40,19 @@ async def settled_in(
     """All that becomes true with these results; returns the runs that they finished, with their projects."""
     outcomes = distinct(r for r in results if not isinstance(r, RunExpanded))
     released = sorted({r.run_id for r in results if isinstance(r, RunExpanded)})
-    runs = await ledger.hold_runs(tx, list({key[0] for key in outcomes})) if outcomes else {}
-    pairs = await ledger.lock_unsettled(tx, sorted(key for key in outcomes if key[0] in runs)) if runs else []
+    runs = await settling.hold_runs(tx, list({key[0] for key in outcomes})) if outcomes else {}
+    pairs = await settling.lock_unsettled(tx, sorted(key for key in outcomes if key[0] in runs)) if runs else []
     settled, postponed = settle(pairs, outcomes, most_attempts)
-    there = await ledger.hold_traces(tx, [(s.pair.trace_id, s.pair.project_id) for s in settled]) if settled else {}
+    there = await settling.hold_traces(tx, [(s.pair.trace_id, s.pair.project_id) for s in settled]) if settled else {}
     settled = [s if s.pair.trace_id in there else _gone(s) for s in settled]
-    await ledger.postpone(tx, postponed)
+    await settling.postpone(tx, postponed)
     if settled:
-        await ledger.settle(tx, settled, there)
-    ended = await ledger.count_targets(tx, settled)
+        await settling.settle(tx, settled, there)
+    ended = await settling.count_targets(tx, settled)
     # A run of sessions counts the session metrics that failed, not the signals.
     failed = Counter(s.pair.run_id for s in settled if s.outcome == "FAILED" and not runs[s.pair.run_id].of_sessions)
     failed += await _fold(tx, runs, [key for key in ended if runs[key[0]].of_sessions])
-    finished = await ledger.count_runs(tx, settled, ended, failed, released)
+    finished = await settling.count_runs(tx, settled, ended, failed, released)
     if settled or postponed:
         await ledger.ring(tx)
     return finished

@@ -15,7 +15,7 @@ from steelyard.metrics.preview import previews
 from steelyard.providers import PROVIDERS, RULES, Provider, default_model, why_not
 from steelyard.runs import sample_size
 from steelyard.settings import Settings
-from steelyard.store import answers, ledger, runs, scores, traces
+from steelyard.store import answers, expansion, ledger, runs, scores, traces
 from steelyard.store.database import Tx
 from steelyard.store.outbox import Outbox
 from steelyard.traces import storable
@@ -213,7 +213,7 @@ async def retry_run(run_id: RunId, visitor: Visitor, creating: Creating, request
         parent = await _found(tx, visitor.project, run_id)
         if parent["status"] in (RunStatus.PENDING, RunStatus.RUNNING):
             raise Conflict("The run is not finished: retry it when its status is COMPLETED or FAILED")
-        failed, there, metrics = await ledger.failures(tx, run_id)
+        failed, there, metrics = await expansion.failures(tx, run_id)
         if not there:
             said = "all failed pairs are of traces that were deleted" if failed else "the run has no failed pairs"
             raise Refused(422, "There is nothing to retry", ("run_id", said))
@@ -255,7 +255,7 @@ async def announce(tx: Tx, run: UUID, project: UUID, outbox: Outbox[RunRequested
 async def _start(tx: Tx, asked: Mapping[str, Any], given: Sequence[UUID] = ()) -> RunOut:
     await runs.put(tx, asked)
     if given:
-        await ledger.write_given_targets(tx, asked["id"], asked["project_id"], given, len(asked["metric_names"]))
+        await expansion.write_given_targets(tx, asked["id"], asked["project_id"], given, len(asked["metric_names"]))
     await announce(tx, asked["id"], asked["project_id"])
     return shown(await _found(tx, asked["project_id"], asked["id"]))
 

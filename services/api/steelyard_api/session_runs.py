@@ -9,7 +9,7 @@ from fastapi import APIRouter, Query, Request, Response
 from steelyard.metrics import why_no_session_metric
 from steelyard.metrics.sessions import SESSION_METRICS, WEIGHTS, SessionMetric, weights_of
 from steelyard.runs import sample_size
-from steelyard.store import answers, ledger, runs, session_scores, sessions
+from steelyard.store import answers, runs, session_scores, sessions, sessions_expanded
 from steelyard.store.database import Tx
 from steelyard.traces import storable
 from steelyard_api.access import Visitor
@@ -160,7 +160,7 @@ async def retry_run(run_id: RunId, visitor: Visitor, creating: Creating, request
         parent = await _found(tx, visitor.project, run_id)
         if parent["status"] in (RunStatus.PENDING, RunStatus.RUNNING):
             raise Conflict("The run is not finished: retry it when its status is COMPLETED or FAILED")
-        failed, there, metrics = await ledger.session_failures(tx, run_id)
+        failed, there, metrics = await sessions_expanded.failures(tx, run_id)
         if not there:
             said = "all failed sessions were deleted" if failed else "the run has no failed session+metric pairs"
             raise Refused(422, "There is nothing to retry", ("run_id", said))
@@ -202,7 +202,7 @@ async def delete_run(
 async def _start(tx: Tx, asked: Mapping[str, Any], given: Sequence[str] = ()) -> RunOut:
     await runs.put(tx, {**asked, "target_type": runs.SESSIONS})
     if given:
-        await ledger.write_given_sessions(tx, asked["id"], asked["project_id"], given)
+        await sessions_expanded.write_given(tx, asked["id"], asked["project_id"], given)
     await announce(tx, asked["id"], asked["project_id"])
     return shown(await _found(tx, asked["project_id"], asked["id"]))
 

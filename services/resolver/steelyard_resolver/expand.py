@@ -5,8 +5,8 @@ from uuid import UUID
 
 from pydantic import ValidationError
 
-from steelyard.events import RunExpanded
-from steelyard.store import ledger, sessions_expanded
+from steelyard.events import RunExpanded, RunFinished
+from steelyard.store import expansion, sessions_expanded
 from steelyard.store.database import Database, Tx
 from steelyard.store.outbox import Outbox
 
@@ -21,10 +21,10 @@ class Expander:
         self._database, self._page = database, page
         self._served: list[UUID] = []
 
-    async def turn(self, outbox: Outbox[RunExpanded]) -> bool:
+    async def turn(self, outbox: Outbox[RunExpanded | RunFinished]) -> bool:
         """True while there is more to do."""
         async with self._database.begin() as tx:
-            run = await ledger.next_unexpanded(tx, self._served)
+            run = await expansion.next_unexpanded(tx, self._served)
             if run is None:
                 again, self._served = bool(self._served), []
                 return again
@@ -33,15 +33,17 @@ class Expander:
                 await self._page_of(tx, run, outbox)
             except ValidationError as e:
                 log.error("run %s cannot be expanded: %s", run.run_id, e)
-                await ledger.fail_run(tx, run.run_id, f"its filters cannot be read: {e.errors()[0]['msg']}")
+                why = f"its filters cannot be read: {e.errors()[0]['msg']}"
+                if await expansion.fail_run(tx, run.run_id, why):
+                    await outbox.put(tx, RunFinished(run_id=run.run_id, project_id=run.project_id, status="FAILED"))
         return True
 
-    async def _page_of(self, tx: Tx, run: ledger.Unexpanded, outbox: Outbox[RunExpanded]) -> None:
+    async def _page_of(self, tx: Tx, run: expansion.Unexpanded, outbox: Outbox[RunExpanded | RunFinished]) -> None:
         if not run.targets_written:
-            write_targets = sessions_expanded.write_targets if run.of_sessions else ledger.write_targets
+            write_targets = sessions_expanded.write_targets if run.of_sessions else expansion.write_targets
             found = await write_targets(tx, run)
             log.info("run %s means %d %s", run.run_id, found, "sessions" if run.of_sessions else "traces")
-        write_pairs = sessions_expanded.write_pairs if run.of_sessions else ledger.write_pairs
+        write_pairs = sessions_expanded.write_pairs if run.of_sessions else expansion.write_pairs
         if not await write_pairs(tx, run, self._page):
-            await ledger.expanded(tx, run.run_id)
+            await expansion.expanded(tx, run.run_id)
             await outbox.put(tx, RunExpanded(run_id=run.run_id, project_id=run.project_id))

@@ -2,7 +2,7 @@
 
 import asyncio
 
-from steelyard.events import ProviderClosed, RunExpanded, RunRequested, TraceJob, TraceScored
+from steelyard.events import ProviderClosed, RunExpanded, RunFinished, RunRequested, TraceJob, TraceScored
 from steelyard.kafka import Cluster
 from steelyard.service import Publish, Service
 from steelyard.settings import Settings
@@ -41,7 +41,7 @@ def resolver(settings: Settings, cluster: Cluster, database: Database) -> Servic
         room.set()
 
     @service.loop(every=1.0, bell=asked)
-    async def expand_runs(outbox: Outbox[RunExpanded] = Outbox()) -> bool:  # noqa: B008
+    async def expand_runs(outbox: Outbox[RunExpanded | RunFinished] = Outbox()) -> bool:  # noqa: B008
         """One page of one run a turn, so that a huge run blocks nobody."""
         wrote = await expander.turn(outbox)
         if wrote:

@@ -7,7 +7,7 @@ from datetime import datetime, timedelta
 from steelyard.events import RunExpanded, TraceScored
 from steelyard.runs import PairState
 from steelyard.service import Publish
-from steelyard.store import ledger
+from steelyard.store import expansion, ledger
 from steelyard.store.database import Database
 from steelyard.store.outbox import Outbox
 from steelyard_resolver.readers import SharedReaders
@@ -35,7 +35,7 @@ class Overdue:
     async def release_again(self, outbox: Outbox[RunExpanded]) -> int:
         """A run's end hangs on one message: the ledger knows that it is still owed, so it is sent until it is heard."""
         async with self._database.begin() as tx:
-            lost = await ledger.unreleased(tx, 2 * self._after.total_seconds())
+            lost = await expansion.unreleased(tx, 2 * self._after.total_seconds())
             await outbox.put(tx, *(RunExpanded(run_id=run, project_id=project) for run, project in lost))
         return len(lost)
 

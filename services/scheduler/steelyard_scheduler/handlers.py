@@ -6,7 +6,7 @@ from prometheus_client import Gauge
 
 from steelyard.service import Service
 from steelyard.settings import Settings
-from steelyard.store import answers, ledger, once, scores, usage
+from steelyard.store import answers, once, scores, tidying, usage
 from steelyard.store.database import Database
 
 log = logging.getLogger(__name__)
@@ -39,7 +39,7 @@ def scheduler(settings: Settings, database: Database) -> Service:
     async def look() -> bool:
         """One place counts the ledger: the same queries from every pod would cost more than they tell."""
         async with database.begin() as tx:
-            for name, value in (await ledger.census(tx)).items():
+            for name, value in (await tidying.census(tx)).items():
                 CENSUS[name].set(value)
         return False
 
@@ -47,7 +47,7 @@ def scheduler(settings: Settings, database: Database) -> Service:
     async def tidy() -> bool:
         """In pages, each its own transaction: a large clean-up never holds up the work."""
         async with database.begin() as tx:
-            pairs = await ledger.prune(tx, settings.ledger_days, PAGE)
+            pairs = await tidying.prune(tx, settings.ledger_days, PAGE)
         async with database.begin() as tx:
             parked = await scores.prune_parked(tx, PARKED_HOURS, PAGE)
         async with database.begin() as tx:
@@ -64,6 +64,6 @@ def scheduler(settings: Settings, database: Database) -> Service:
     async def sweep() -> bool:
         """What deleted runs have left; nobody sees it any more, but the dispatcher's questions pass over it."""
         async with database.begin() as tx:
-            return await ledger.sweep(tx, PAGE) > 0
+            return await tidying.sweep(tx, PAGE) > 0
 
     return service

@@ -16,7 +16,7 @@ from uuid import UUID, uuid4
 
 from sqlalchemy import text
 
-from steelyard.events import RunExpanded, TraceScored
+from steelyard.events import RunExpanded, RunFinished, TraceScored
 from steelyard.filters import SessionRunFilters
 from steelyard.metrics.sessions import SESSION_METRICS, SIGNALS
 from steelyard.providers import RULES
@@ -57,7 +57,7 @@ class Project:
             asked |= {"total_targets": found, "snapshot": snapshot, "target_type": runs.SESSIONS}
             await runs.put(tx, asked)
         expander = Expander(self.database)
-        while await expander.turn(Outbox[RunExpanded]()):
+        while await expander.turn(Outbox[RunExpanded | RunFinished]()):
             pass
         return run_id
 

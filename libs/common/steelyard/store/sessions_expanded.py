@@ -4,16 +4,18 @@ The pairs of a session are written in one transaction together with how many the
 zero has had all of them.
 """
 
+from collections.abc import Sequence
 from typing import Any
+from uuid import UUID
 
 from sqlalchemy import text
 
 from steelyard.filters import SessionRunFilters
 from steelyard.metrics.sessions import SIGNALS
 from steelyard.runs import sample_size
-from steelyard.store import ledger
+from steelyard.store import expansion
 from steelyard.store.database import Tx
-from steelyard.store.ledger import Unexpanded
+from steelyard.store.expansion import Unexpanded
 
 # Of a page of sessions, as many as have so many traces together, and one in any case.
 MOST_TRACES = 2500
@@ -30,7 +32,7 @@ async def write_targets(tx: Tx, run: Unexpanded) -> int:
         found = (await tx.execute(_COUNT, given)).scalar_one()
         given["size"] = sample_size(found, run.sampling_rate)
         written = (await tx.execute(_SAMPLED, given)).rowcount
-    await ledger.targets_written(tx, run.run_id, written)
+    await expansion.targets_written(tx, run.run_id, written)
     return written
 
 
@@ -39,8 +41,19 @@ async def write_pairs(tx: Tx, run: Unexpanded, page: int) -> bool:
     given = {"run": run.run_id, "cursor": run.cursor or "", "page": page, "traces": MOST_TRACES}
     last = (await tx.execute(_PAIRS, given | {"signals": list(SIGNALS), "snapshot": run.snapshot})).one()
     if last.targets:
-        await ledger.move_cursor(tx, run.run_id, last.cursor, last.gone)
+        await expansion.move_cursor(tx, run.run_id, last.cursor, last.gone)
     return bool(last.targets < last.ahead or last.ahead == page)
+
+
+async def write_given(tx: Tx, run_id: UUID, project: UUID, sessions: Sequence[str]) -> None:
+    given = {"run": run_id, "project": project, "sessions": list(sessions)}
+    await expansion.targets_written(tx, run_id, (await tx.execute(_GIVEN_SESSIONS, given)).rowcount)
+
+
+async def failures(tx: Tx, run_id: UUID) -> tuple[int, int, list[str]]:
+    """Of a run of sessions: how many session metrics failed, of how many sessions that still exist, and by which."""
+    row = (await tx.execute(_FAILURES, {"run": run_id})).one()
+    return int(row.failed), int(row.sessions), list(row.metrics or ())
 
 
 def _wanted(run: Unexpanded) -> dict[str, Any]:
@@ -132,5 +145,21 @@ _PAIRS = text(
     )
     SELECT (SELECT count(*) FROM ahead) AS ahead, (SELECT count(*) FROM page) AS targets,
         (SELECT max(target) FROM page) AS cursor, (SELECT count(*) FROM gone) AS gone, (SELECT count(*) FROM opened) AS opened
+    """
+)
+_GIVEN_SESSIONS = text(
+    """
+    INSERT INTO targets (run_id, target, project_id, size)
+    SELECT CAST(:run AS uuid), s.session_id, s.project_id, s.trace_count
+    FROM unnest(CAST(:sessions AS text[])) AS wanted JOIN sessions s ON s.project_id = :project AND s.session_id = wanted
+    """
+)
+_FAILURES = text(
+    """
+    SELECT count(*) AS failed, count(DISTINCT s.session_id) AS sessions,
+        array_agg(DISTINCT f.metric) FILTER (WHERE s.session_id IS NOT NULL) AS metrics
+    FROM targets t CROSS JOIN unnest(t.failed_metrics) AS f (metric)
+    LEFT JOIN sessions s ON s.project_id = t.project_id AND s.session_id = t.target
+    WHERE t.run_id = :run
     """
 )
