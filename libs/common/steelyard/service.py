@@ -9,6 +9,7 @@ import sys
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from types import UnionType
 from typing import Any, Generic, Protocol, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -178,7 +179,10 @@ class _Running:
             following = Following(self._cluster, flow.takes[0], handler)
             await self._begin(following)
             self._spawn(following.listening)
-        await self._patiently(self._consume, "the consumers")
+        for handler, flow, slots in self._service._windows:
+            await self._patiently(partial(self._open_window, handler, flow, slots), "the consumer")
+        if self._service._handlers:
+            await self._patiently(self._open_subscribers, "the consumers")
         for turn, every, bell in self._service._loops:
             self._spawn(self._turning(turn, every, bell))
         self._ready = True
@@ -207,7 +211,13 @@ class _Running:
                 tries += 1
                 await asyncio.sleep(min(2.0, 0.1 * 1.5**tries))
 
-    async def _consume(self) -> None:
+    async def _open_window(self, handler: Handler, flow: Flow, slots: int) -> None:
+        window = self._window(handler, flow, slots)
+        await window.start()
+        self._windows.append(window)
+        self._started.append(window.stop)
+
+    async def _open_subscribers(self) -> None:
         s = self._settings
         broker = KafkaBroker(
             self._cluster.bootstrap.split(","),
@@ -219,15 +229,13 @@ class _Running:
         )
         for topic, (handler, flow) in self._service._handlers.items():
             self._subscribe(broker, topic, handler, flow)
-        for handler, flow, slots in self._service._windows:
-            window = self._window(handler, flow, slots)
-            await window.start()
-            self._windows.append(window)
-            self._started.append(window.stop)
-        if self._service._handlers:
+        try:
             await broker.start()
-            self._broker = broker
-            self._started.append(broker.stop)
+        except BaseException:
+            await broker.stop()  # what it began is not left half open when it is begun anew
+            raise
+        self._broker = broker
+        self._started.append(broker.stop)
 
     def _subscribe(self, broker: KafkaBroker, topic: str, handler: Handler, flow: Flow) -> None:
         subscriber = broker.subscriber(

@@ -77,9 +77,15 @@ class Window(ConsumerRebalanceListener):  # type: ignore[misc]
             rebalance_timeout_ms=int((self._rebalance_drain + 20) * 1000),
         )
         self._admin: Any = AIOKafkaAdminClient(bootstrap_servers=self._cluster.bootstrap)
-        await self._admin.start()
-        self._consumer.subscribe([self._topic], listener=self)
-        await self._consumer.start()
+        try:
+            await self._admin.start()
+            self._consumer.subscribe([self._topic], listener=self)
+            await self._consumer.start()
+        except BaseException:
+            # What it began is not left half open: it is begun anew, by another window.
+            await self._consumer.stop()
+            await self._admin.close()
+            raise
         self._loops = [asyncio.create_task(self._guarded(loop)) for loop in (self._feed, self._commits)]
 
     async def stop(self) -> None:
