@@ -119,10 +119,11 @@ class Spine:
         return UUID(str(run["id"]))
 
     async def run(self, run_id: UUID) -> dict[str, Any]:
-        """All that the ledger holds of it, and over that what the API would show."""
-        (held,) = await self.rows("SELECT * FROM runs WHERE id = :r", r=run_id)
+        """All that the ledger holds of it, and over that what the API would show; read first, so that a run that is shown
+        as over is over in the ledger too."""
         async with self.database.begin() as tx:
-            shown = await runs.get(tx, self.project, run_id, held["target_type"])
+            shown = await runs.get(tx, self.project, run_id) or await runs.get(tx, self.project, run_id, runs.SESSIONS)
+        (held,) = await self.rows("SELECT * FROM runs WHERE id = :r", r=run_id)
         return held | (shown or {})
 
     async def done(self, run_id: UUID, seconds: float = 30) -> dict[str, Any]:
