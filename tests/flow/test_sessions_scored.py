@@ -232,6 +232,8 @@ async def test_a_large_session_beside_many_small_ones_is_expanded_in_pages(syste
     await eventually(expanded, "the run is expanded")
     found = await system.rows('SELECT target, size, "left" FROM targets WHERE run_id = :r AND size <> 2', r=run_id)
     assert found == [{"target": "large", "size": 2600, "left": 10400}]
+    unknown = await system.rows("SELECT 1 FROM pairs WHERE run_id = :r AND trace_version IS DISTINCT FROM 1", r=run_id)
+    assert unknown == [], "what the session was is known of every signal, scored or not"
     places = await system.rows(
         "SELECT place FROM pairs WHERE run_id = :r AND target = 'large' AND metric = 'coherence'", r=run_id
     )

@@ -27,8 +27,13 @@ MODEL = "openai/stub"
 
 
 class Vectors:
+    name = "test"
+
+    async def identity(self) -> str:
+        return self.name
+
     async def embed(self, texts: Sequence[str], usage: Usage | None = None) -> Embedded:
-        return Embedded(tuple((1.0, float(len(t))) for t in texts), "test")
+        return Embedded(tuple((1.0, float(len(t))) for t in texts), self.name)
 
     async def start(self) -> None: ...
 
@@ -41,6 +46,7 @@ class Vectors:
 class Deployment:
     system: Spine
     stub: Stub
+    vectors: Vectors
 
     async def run(self, **more: Any) -> dict[str, Any]:
         return await self.system.done(await request(self.system, **{"judge_model": MODEL, **more}))
@@ -62,11 +68,11 @@ class Deployment:
 async def deployment(topics: Cluster, urls: Urls) -> AsyncIterator[Deployment]:
     async with stub_model() as stub, spine(topics, urls, judge_base_url=stub.base_url) as system:
         gateway, book = Gateway(system.settings), Ledger(system.database)
-        known = StoredSignals(system.database)
+        known, vectors = StoredSignals(system.database), Vectors()
         system.start_resolver()
         system.start_aggregator()
-        system.start_judge(scoring(gateway, Vectors(), CATALOGUE, system.settings, book, known=known))
-        yield Deployment(system, stub)
+        system.start_judge(scoring(gateway, vectors, CATALOGUE, system.settings, book, known=known))
+        yield Deployment(system, stub, vectors)
         await system.stop()
         await gateway.stop()
 
@@ -121,11 +127,19 @@ async def test_another_judge_and_another_version_ask_for_themselves(deployment: 
 async def test_a_trace_that_was_sent_again_unchanged_is_not_paid_again(deployment: Deployment) -> None:
     ids = await talk(deployment.system, "s", 2)
     first = await deployment.run()
-    await deployment.patch(ids[0])
+    await deployment.patch(ids[0], tags=["filed"], environment="elsewhere", user_id="ann")
     second = await deployment.run()
     assert not await deployment.asked_again(second)
     versions = [[s["session_version"] for s in await scores(deployment.system, r["id"])] for r in (first, second)]
     assert versions[0] != versions[1], "the session was written to, and the scores show it"
+
+
+async def test_vectors_of_another_embedder_are_no_signals_of_this_one(deployment: Deployment) -> None:
+    """The fallback took over, or the encoder is back: nobody set anything, and all the same they are not compared."""
+    await talk(deployment.system, "s", 2)
+    await deployment.run()
+    deployment.vectors.name = "another"
+    assert await deployment.asked_again(await deployment.run()) == {"coherence": 2, "loop_detection": 2}
 
 
 async def test_what_a_person_changed_is_that_persons_word_and_no_signal(deployment: Deployment) -> None:

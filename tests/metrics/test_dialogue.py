@@ -48,6 +48,9 @@ class Answers:
 
 
 class Vectors:
+    async def identity(self) -> str:
+        return "test"
+
     async def embed(self, texts: Sequence[str], usage: Usage | None = None) -> Embedded:
         return Embedded(tuple((1.0, 0.0) for _ in texts), "test")
 

@@ -23,6 +23,9 @@ class Letters:
     def __post_init__(self) -> None:
         self.go.set()
 
+    async def identity(self) -> str:
+        return self.name
+
     async def embed(self, texts: Sequence[str], usage: Usage | None = None) -> Embedded:
         self.asked += texts
         await self.go.wait()

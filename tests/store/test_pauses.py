@@ -10,7 +10,7 @@ from sqlalchemy import text
 
 from addresses import Urls
 from spine import new_project
-from steelyard.store import ledger, runs
+from steelyard.store import expansion, ledger, runs
 from steelyard.store.database import Database
 
 LATER = datetime(2999, 1, 1, tzinfo=UTC)
@@ -88,3 +88,39 @@ async def test_a_run_that_is_resumed_is_due_whatever_its_time_was(database: Data
         assert not await runs.resume(tx, uuid4(), run), "it is not theirs"
         assert await runs.resume(tx, project, run)
     assert await claim(database) and not await claim(database)
+
+
+async def test_a_probe_is_a_pair_that_was_put_off_and_not_one_that_may_ask_nobody(
+    database: Database, project: UUID
+) -> None:
+    run = await started(database, project)
+    async with database.begin() as tx:
+        for metric, reason in (
+            ("coherence", None),
+            ("coherence", "the quota"),
+            ("confidence", "the quota"),
+            ("a", None),
+        ):
+            given = {"run": run, "trace": uuid4(), "metric": metric, "project": project, "reason": reason}
+            await tx.execute(_PAIR, given)
+    async with database.begin() as tx:
+        assert [t.metric for t in await ledger.take(tx, run, 1, probe=True)] == ["confidence"]
+        assert len(await ledger.take(tx, run, 10)) == 4
+
+
+async def test_a_run_is_dispatched_while_its_next_page_is_being_written(database: Database, project: UUID) -> None:
+    run = await started(database, project)
+    async with database.begin() as expanding, database.begin() as dispatching:
+        found = await expansion.next_unexpanded(expanding)
+        assert found is not None and found.run_id == run
+        assert await ledger.lock_run(dispatching, run)
+        async with database.begin() as other:
+            assert await expansion.next_unexpanded(other) is None, "one at a time expands it"
+
+
+_PAIR = text(
+    """
+    INSERT INTO pairs (run_id, trace_id, metric, project_id, target, reason, available_at)
+    VALUES (:run, :trace, :metric, :project, 't', :reason, now())
+    """
+)

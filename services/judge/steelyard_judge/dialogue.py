@@ -23,7 +23,7 @@ from steelyard_judge.embeddings import Embedder
 from steelyard_judge.model import Gateway
 from steelyard_judge.orders import Order
 from steelyard_judge.paying import Book, Payer
-from steelyard_judge.signals import Basis, KnownSignals, reused
+from steelyard_judge.signals import BY_EMBEDDINGS, Basis, KnownSignals, reused
 from steelyard_judge.usage import TooLarge, Unanswered, Usage
 
 LONGEST, MOST_ITEMS = 8000, 200
@@ -305,7 +305,8 @@ def scoring(
         case = await cases.of(trace)
         if order.earlier:
             case = replace(case, earlier=order.earlier)
-        basis = str(Basis(found, case, order.model, together, settings))
+        who = await embedder.identity() if found.name in BY_EMBEDDINGS else ""
+        basis = str(Basis(found, case, order.model, together, who, settings))
         if known and order.in_session:
             there = await reused(known, basis, order.project_id, case, found)
             if there is not None:
@@ -314,7 +315,7 @@ def scoring(
         return replace(result, metadata={**result.metadata, "basis": basis}) if isinstance(result, Score) else result
 
     async def conversed(found: Metric, case: Case, order: Order) -> Score | NotScored:
-        if order.probe:
+        if order.probe and found.name not in BY_EMBEDDINGS:
             gateway.probe(order.model)
         payer = Payer(gateway, book, order, found, settings) if book else None
         model = Model(payer or gateway, order.model, shared, str(order.root_run_id))

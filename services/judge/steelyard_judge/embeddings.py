@@ -24,6 +24,10 @@ CHILD_SECONDS = 60
 class Embedder(Protocol):
     async def embed(self, texts: Sequence[str], usage: Usage | None = None) -> Embedded: ...
 
+    async def identity(self) -> str:
+        """What decides a vector beside its text: those of two identities are not compared."""
+        ...
+
     async def start(self) -> None: ...
 
     async def stop(self) -> None: ...
@@ -43,6 +47,12 @@ class LocalEmbedder:
         self._waiting: list[tuple[Sequence[str], asyncio.Future[Embedded]]] = []
         # A task of its own asks: a conversation that is cancelled takes no answer from the others.
         self._asking: asyncio.Task[None] | None = None
+
+    async def identity(self) -> str:
+        """Known from its first vectors: which encoder there is, is found out by loading it."""
+        if not self._who:
+            await self.embed(["a"])
+        return f"{self._who['embedder']} {self._who['calibration']}"
 
     async def start(self) -> None:
         """Started with its first question: most of its second is loading the model."""
@@ -148,6 +158,9 @@ class ApiEmbedder:
 
     def __init__(self, gateway: Gateway, model: str) -> None:
         self._gateway, self._model = gateway, model
+
+    async def identity(self) -> str:
+        return f"{self._model} {self._gateway.settings.judge_base_url}"
 
     async def start(self) -> None:
         pass

@@ -113,7 +113,8 @@ class Gateway:
         account, litellm = self._account(model), await self._library()
         async with self.gates.passed(account, model) as gate:
             answer = await self._asked(litellm, verb, model, gate, usage, more)
-        self.gates.answered(account, model)
+        if verb == "acompletion":
+            self.gates.answered(account, model)  # vectors may be had where no answers are
         return answer
 
     async def _asked(

@@ -47,13 +47,14 @@ class Basis:
     case: Case
     model: str
     grouped: bool
+    embedder: str
     settings: Settings
 
     def __str__(self) -> str:
         s = self.settings
         who: tuple[Any, ...]
         if self.metric.name in BY_EMBEDDINGS:
-            who = ("embeddings", s.embedding_model)
+            who = ("embeddings", self.embedder)
         elif self.model == RULES:
             who = (RULES, JUDGE["version"])
         else:
@@ -69,8 +70,9 @@ async def reused(known: KnownSignals, basis: str, project: UUID, case: Case, met
     if found is None:
         return None
     told = dict(found.metadata)
-    if isinstance(judge := told.get("judge"), dict):
-        told["judge"] = {k: COSTS.get(k, v) for k, v in judge.items()}
+    for who in ("judge", "embedding"):
+        if isinstance(cost := told.get(who), dict):
+            told[who] = {k: COSTS.get(k, v) for k, v in cost.items() if k not in ("reused_answers", "shared_answers")}
     told["reused"] = {
         "score_id": str(found.score_id),
         "eval_run_id": str(found.run_id) if found.run_id else None,

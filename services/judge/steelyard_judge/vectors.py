@@ -22,6 +22,9 @@ class Remembering:
         self._asked: dict[bytes, asyncio.Future[None]] = {}
         self._who = Embedded((), "")
 
+    async def identity(self) -> str:
+        return await self._embedder.identity()
+
     async def start(self) -> None:
         await self._embedder.start()
 

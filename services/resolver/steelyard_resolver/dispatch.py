@@ -97,7 +97,7 @@ class Dispatcher:
             if not await ledger.lock_run(tx, demand.run_id):
                 return 0
             room = share - await ledger.in_flight(tx, demand.run_id)
-            pairs = await ledger.take(tx, demand.run_id, room) if room > 0 else []
+            pairs = await ledger.take(tx, demand.run_id, room, probe) if room > 0 else []
             if not pairs:
                 return 0
             made = jobs(demand, pairs, probe)

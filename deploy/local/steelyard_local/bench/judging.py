@@ -51,6 +51,9 @@ class Scripted(Gateway):
 
 
 class NoVectors:
+    async def identity(self) -> str:
+        return "test"
+
     async def embed(self, texts: Sequence[str], usage: Usage | None = None) -> Embedded:
         raise AssertionError("no judge metric needs an embedding")
 

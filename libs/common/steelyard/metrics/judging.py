@@ -79,8 +79,10 @@ class Case:
 
     @cached_property
     def content(self) -> bytes:
-        """Of all that was recorded, in whichever version of the trace: sent again unchanged it is the same."""
-        said = repr(self.trace.model_copy(update={"version": 0}))
+        """Of all that a judge may see, in whichever version of the trace: one that was sent again unchanged, or only filed
+        elsewhere, is the same."""
+        filed: dict[str, Any] = {"version": 0, "tags": (), "session_id": None, "user_id": None}
+        said = repr(self.trace.model_copy(update=filed | {"environment": None, "release": None}))
         return hashlib.blake2b(said.encode("utf-8", "replace"), digest_size=16).digest()
 
     @cached_property

@@ -12,7 +12,6 @@ from sqlalchemy.types import UserDefinedType
 from steelyard.filters import TraceFilters
 from steelyard.runs import sample_size
 from steelyard.store.database import Tx
-from steelyard.store.ledger import lock_run
 from steelyard.store.runs import SESSIONS
 from steelyard.store.tables import Target, TraceRow
 
@@ -43,7 +42,7 @@ class Unexpanded:
 async def next_unexpanded(tx: Tx, skip: Sequence[UUID] = ()) -> Unexpanded | None:
     """The oldest run that nobody else is expanding right now; its lock is an advisory one, so nobody waits for it."""
     for r in (await tx.execute(_UNEXPANDED, {"skip": list(skip)})).all():
-        if await lock_run(tx, r.id):
+        if (await tx.execute(_LOCK_EXPANSION, {"id": str(r.id)})).scalar():
             again = (await tx.execute(_STILL_UNEXPANDED, {"id": r.id})).one_or_none()
             if again is not None:
                 return Unexpanded(
@@ -141,6 +140,8 @@ _UNEXPANDED = text(
     ORDER BY created_at, id LIMIT 20
     """
 )
+# Another lock than the dispatcher's: what is written can be sent while the next page is being written.
+_LOCK_EXPANSION = text("SELECT pg_try_advisory_xact_lock(hashtextextended(:id, 8))")
 _STILL_UNEXPANDED = text("SELECT targets_written, cursor FROM runs WHERE id = :id AND NOT expanded")
 _TARGETS_WRITTEN = text(
     """

@@ -22,6 +22,7 @@ MOST_REDISPATCHES = 5
 
 
 async def lock_run(tx: Tx, run_id: UUID) -> bool:
+    """For dispatching: who expands the run meanwhile has a lock of its own."""
     return bool((await tx.execute(_LOCK_RUN, {"id": str(run_id)})).scalar())
 
 
@@ -112,9 +113,11 @@ async def in_flight(tx: Tx, run_id: UUID) -> int:
     return int((await tx.execute(_IN_FLIGHT, {"run": run_id})).scalar_one())
 
 
-async def take(tx: Tx, run_id: UUID, count: int) -> list[Taken]:
-    """Pairs whose time has come, locked; metrics of one trace beside each other, so that they make one job."""
-    return [Taken(*r) for r in await tx.execute(_TAKE, {"run": run_id, "count": count, "often": MOST_REDISPATCHES})]
+async def take(tx: Tx, run_id: UUID, count: int, probe: bool = False) -> list[Taken]:
+    """Pairs whose time has come, locked; metrics of one trace beside each other, so that they make one job. A probe is one
+    that was put off already: others may ask nobody, and then nothing is found out."""
+    given = {"run": run_id, "count": count, "often": MOST_REDISPATCHES}
+    return [Taken(*r) for r in await tx.execute(_TAKE_PROBE if probe else _TAKE, given)]
 
 
 async def dispatched(tx: Tx, run_id: UUID, pairs: Sequence[Taken], places: Sequence[tuple[int, int]]) -> None:
@@ -239,6 +242,14 @@ _TAKE = text(
     SELECT trace_id, metric, target, dispatch_no + 1, attempts FROM pairs
     WHERE run_id = :run AND status = 'owed' AND available_at <= now() AND redispatches <= :often
     ORDER BY available_at, trace_id, metric LIMIT :count FOR UPDATE SKIP LOCKED
+    """
+)
+_TAKE_PROBE = text(
+    """
+    SELECT trace_id, metric, target, dispatch_no + 1, attempts FROM pairs
+    WHERE run_id = :run AND status = 'owed' AND available_at <= now() AND redispatches <= :often
+    ORDER BY reason IS NULL, metric IN ('coherence', 'loop_detection'), available_at, trace_id, metric
+    LIMIT :count FOR UPDATE SKIP LOCKED
     """
 )
 _DISPATCHED = text(

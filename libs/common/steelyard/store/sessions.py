@@ -105,10 +105,19 @@ async def traces_in(tx: Tx, project: UUID, asked: SessionRunFilters) -> int:
 async def sizes(
     tx: Tx, project: UUID, asked: SessionRunFilters | None, ids: Sequence[str], most: int
 ) -> tuple[float, int | None]:
-    """Of the traces of the sessions that match, or that are named: see `traces.sizes`."""
+    """Of traces of the sessions that match, or that are named: see `traces.sizes`. The sessions lead, the latest first, and
+    no more traces are looked at than are asked for: the other way round all of the project's would be."""
     named = [_S.project_id == project, _S.session_id == any_(cast(list(ids), ARRAY(Text)))]
-    meant = select(_S.session_id).where(*(SessionFilters.of_run(asked).sql(project) if asked else named))
-    return await traces.sizes_where(tx, [_T.project_id == project, _T.session_id.in_(meant)], most)
+    where = SessionFilters.of_run(asked).sql(project) if asked else named
+    meant = select(_S.session_id).where(*where).order_by(_S.last_trace_at.desc()).limit(most + 1).subquery()
+    of_it = (
+        select(_T.trace_id)
+        .where(_T.project_id == project, _T.session_id == meant.c.session_id)
+        .limit(most + 1)
+        .lateral()
+    )
+    chosen = select(of_it.c.trace_id).select_from(meant.join(of_it, literal(True))).limit(most + 1)
+    return await traces.sizes_of(tx, [r.trace_id for r in await tx.execute(chosen)], most)
 
 
 async def get(tx: Tx, project: UUID, session_id: str) -> dict[str, Any] | None:

@@ -12,7 +12,6 @@ from sqlalchemy import text
 
 from steelyard.filters import SessionRunFilters
 from steelyard.metrics.sessions import SIGNALS
-from steelyard.runs import sample_size
 from steelyard.store import expansion
 from steelyard.store.database import Tx
 from steelyard.store.expansion import Unexpanded
@@ -28,10 +27,8 @@ async def write_targets(tx: Tx, run: Unexpanded) -> int:
         given: dict[str, Any] = {"run": run.run_id, "parent": run.parent, "snapshot": run.snapshot}
         written = (await tx.execute(_AGAIN, given)).rowcount
     else:
-        given = _wanted(run)
-        found = (await tx.execute(_COUNT, given)).scalar_one()
-        given["size"] = sample_size(found, run.sampling_rate)
-        written = (await tx.execute(_SAMPLED, given)).rowcount
+        filters = SessionRunFilters.model_validate({k: v for k, v in run.filters.items() if k != WEIGHTS})
+        written = (await tx.execute(text(_sampled(filters)), _wanted(run, filters))).rowcount
     await expansion.targets_written(tx, run.run_id, written)
     return written
 
@@ -56,8 +53,7 @@ async def failures(tx: Tx, run_id: UUID) -> tuple[int, int, list[str]]:
     return int(row.failed), int(row.sessions), list(row.metrics or ())
 
 
-def _wanted(run: Unexpanded) -> dict[str, Any]:
-    filters = SessionRunFilters.model_validate({k: v for k, v in run.filters.items() if k != WEIGHTS})
+def _wanted(run: Unexpanded, filters: SessionRunFilters) -> dict[str, Any]:
     return {
         "run": run.run_id,
         "project": run.project_id,
@@ -68,7 +64,24 @@ def _wanted(run: Unexpanded) -> dict[str, Any]:
         "tags": list(filters.tags) if filters.tags else None,
         "errors": filters.has_error,
         "least": filters.min_trace_count or 1,
+        "rate": run.sampling_rate,
     }
+
+
+def _sampled(filters: SessionRunFilters) -> str:
+    """All that match, counted and sampled in one statement as `runs.sample_size` says. Who asks for a user's or a tag's
+    sessions looks at those and not at all."""
+    narrowed = ""
+    if filters.user_id is not None:
+        narrowed += """ AND s.session_id IN (
+            SELECT session_id FROM traces WHERE project_id = :project AND user_id = :user AND session_id IS NOT NULL
+        )"""
+    if filters.tags:
+        narrowed += """ AND s.session_id IN (
+            SELECT t.session_id FROM trace_tags g JOIN traces t ON t.trace_id = g.trace_id
+            WHERE g.project_id = :project AND g.tag = ANY(CAST(:tags AS text[])) AND t.session_id IS NOT NULL
+        )"""
+    return _SAMPLED.replace("/* narrowed */", narrowed)
 
 
 # The second: of a transaction that has not begun. The row was restored from another server's dump, and is older than the run.
@@ -92,17 +105,19 @@ _MATCHING = f"""
         AND s.first_trace_at < coalesce(CAST(:until AS timestamptz), 'infinity')
         AND v.began < coalesce(CAST(:until AS timestamptz), 'infinity')
         AND (CAST(:user AS text) IS NULL OR v.of_user) AND (CAST(:tags AS text[]) IS NULL OR v.tagged)
-        AND (CAST(:errors AS bool) IS NULL OR v.errors = :errors)
+        AND (CAST(:errors AS bool) IS NULL OR v.errors = CAST(:errors AS bool)) /* narrowed */
 """
-_COUNT = text(f"SELECT count(*) FROM ({_MATCHING}) found")
-_SAMPLED = text(
-    f"""
+_SAMPLED = f"""
+    WITH found AS MATERIALIZED ({_MATCHING})
     INSERT INTO targets (run_id, target, project_id, size)
-    SELECT CAST(:run AS uuid), session_id, CAST(:project AS uuid), n FROM ({_MATCHING}) found
-    ORDER BY md5(CAST(:run AS uuid)::text || session_id), session_id LIMIT :size
+    SELECT CAST(:run AS uuid), session_id, CAST(:project AS uuid), n FROM found
+    ORDER BY md5(CAST(:run AS uuid)::text || session_id), session_id
+    LIMIT (
+        SELECT CASE WHEN CAST(:rate AS float8) <= 0 THEN 0
+            ELSE least(count(*), greatest(1, floor(count(*) * CAST(:rate AS float8) + 1e-9))) END FROM found
+    )
     ON CONFLICT DO NOTHING
-    """
-)
+"""
 _AGAIN = text(
     f"""
     INSERT INTO targets (run_id, target, project_id, size, metrics)
@@ -124,10 +139,10 @@ _PAIRS = text(
             SELECT target, project_id, sum(size) OVER (ORDER BY target) - size AS before FROM ahead
         ) summed WHERE before < :traces
     ), written AS (
-        INSERT INTO pairs (run_id, trace_id, metric, project_id, target, place)
-        SELECT CAST(:run AS uuid), t.trace_id, signal, t.project_id, t.target, t.place
+        INSERT INTO pairs (run_id, trace_id, metric, project_id, target, trace_version, place)
+        SELECT CAST(:run AS uuid), t.trace_id, signal, t.project_id, t.target, t.version, t.place
         FROM (
-            SELECT t.trace_id, page.project_id, page.target,
+            SELECT t.trace_id, page.project_id, page.target, t.version,
                 row_number() OVER (PARTITION BY page.target ORDER BY t.started_at, t.trace_id) - 1 AS place
             FROM page JOIN traces t ON t.project_id = page.project_id AND t.session_id = page.target AND {_SEEN}
         ) t

@@ -172,7 +172,8 @@ _POSTPONE = text(
 _SETTLE = text(
     """
     UPDATE pairs p SET status = 'settled', outcome = k.outcome, settled_at = now(),
-        reason = CASE k.outcome WHEN 'FAILED' THEN k.reason END, value = k.value, trace_version = k.version
+        reason = CASE k.outcome WHEN 'FAILED' THEN k.reason END, value = k.value,
+        trace_version = coalesce(k.version, p.trace_version)
     FROM unnest(
         CAST(:runs AS uuid[]), CAST(:traces AS uuid[]), CAST(:metrics AS text[]),
         CAST(:outcomes AS text[]), CAST(:reasons AS text[]), CAST(:values AS float8[]), CAST(:versions AS int[])

@@ -6,7 +6,7 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, Select, func, select, text
+from sqlalchemy import Select, func, select, text
 from sqlmodel import col
 
 from steelyard.filters import TraceFilters
@@ -217,14 +217,12 @@ async def sizes(
 ) -> tuple[float, int | None]:
     """Bytes of a trace with its spans, on average and at most, of the newest ones that a run would mean; None for the
     most where not all of them were looked at."""
-    return await sizes_where(
-        tx, [_T.project_id == project, *(filters.sql() if filters else [_T.trace_id.in_(ids)])], most
-    )
-
-
-async def sizes_where(tx: Tx, where: Sequence[ColumnElement[bool]], most: int) -> tuple[float, int | None]:
+    where = [_T.project_id == project, *(filters.sql() if filters else [_T.trace_id.in_(ids)])]
     newest = select(_T.trace_id).where(*where).order_by(_T.started_at.desc()).limit(most + 1)
-    chosen = [r.trace_id for r in await tx.execute(newest)]
+    return await sizes_of(tx, [r.trace_id for r in await tx.execute(newest)], most)
+
+
+async def sizes_of(tx: Tx, chosen: Sequence[UUID], most: int) -> tuple[float, int | None]:
     row = (await tx.execute(_SIZES, {"ids": chosen[:most]})).one()
     return float(row.average or 0), int(row.most or 0) if len(chosen) <= most else None
 
