@@ -150,3 +150,15 @@ async def test_a_score_that_is_written_twice_is_there_once(client: httpx.AsyncCl
     await put(database, score | {"value": "0.75"})
     async with database.begin() as tx:
         assert (await tx.execute(text("SELECT value FROM session_scores"))).scalars().all() == ["0.25"]
+
+
+async def test_a_long_run_is_answered_as_one_array_in_its_order(client: httpx.AsyncClient, database: Database) -> None:
+    """It is read and sent in pages; nobody sees where one ends."""
+    await new_session(client, "s")
+    run = (await client.post(RUNS, json={"metrics": ["agent_reliability"]})).json()
+    names = [f"session {n:04}" for n in range(450)]
+    project, run_id = UUID(run["project_id"]), UUID(run["id"])
+    await put(database, *(a_score(project, name, 0.5, eval_run_id=run_id) for name in reversed(names)))
+    answer = await client.get(f"{RUNS}/{run['id']}/scores")
+    assert answer.status_code == 200 and answer.headers["content-type"] == "application/json"
+    assert [s["session_id"] for s in answer.json()] == names

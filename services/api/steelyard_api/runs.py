@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 from uuid import UUID, uuid4
 
-import orjson
 from fastapi import APIRouter, Path, Query, Request, Response
 from starlette.datastructures import State
 
@@ -41,10 +40,12 @@ from steelyard_api.shapes import (
     UsageOut,
     When,
 )
+from steelyard_api.streams import Rows, array_in_pages
 from steelyard_api.traces import Limit, Offset
 from steelyard_api.wire import StrictRoute
 
 router = APIRouter(prefix="/evaluations", tags=["Trace runs"], route_class=StrictRoute)
+SCORES_AT_ONCE = 1000
 RunId = Annotated[UUID, Path(description="the run's id")]
 ADDED_UP = ("calls", "input_tokens", "output_tokens", "cached_tokens", "cost_usd", "unpriced_calls")
 # Beside what every creating request may be answered.
@@ -241,10 +242,11 @@ async def read_run_scores(run_id: RunId, visitor: Visitor) -> Response:
     """Every score the run has so far, FAILED ones with their reason. A score appears as soon as its pair is settled."""
     async with visitor.database.begin(visitor.project) as tx:
         await _found(tx, visitor.project, run_id)
-        found = await scores.of_run(tx, visitor.project, run_id)
-    # One array of any length, by contract: checking what we wrote ourselves would take longer than reading it.
-    body = orjson.dumps(found, default=str, option=orjson.OPT_UTC_Z | orjson.OPT_NON_STR_KEYS)
-    return Response(body, media_type="application/json")
+
+    async def page(tx: Tx, after: Any) -> Rows:
+        return await scores.of_run(tx, visitor.project, run_id, after, SCORES_AT_ONCE)
+
+    return await array_in_pages(visitor, page, lambda score: (score["trace_id"], score["name"]), SCORES_AT_ONCE)
 
 
 async def announce(tx: Tx, run: UUID, project: UUID, outbox: Outbox[RunRequested] = Outbox()) -> None:  # noqa: B008

@@ -17,7 +17,6 @@ from steelyard_api.creating import Conflict, Creating, written
 from steelyard_api.errors import Refused, not_found
 from steelyard_api.estimates import estimated_sessions, session_wishes
 from steelyard_api.runs import NOT_PAUSED, STARTING, RunId, added_up, announce, asked_for, judge_for, resumed, shown
-from steelyard_api.session_scores import array_of
 from steelyard_api.shapes import (
     BatchSessionRunIn,
     EstimateOut,
@@ -29,9 +28,12 @@ from steelyard_api.shapes import (
     SessionScoreOut,
     UsageOut,
 )
+from steelyard_api.streams import Rows, array_in_pages
 from steelyard_api.traces import Limit, Offset
 from steelyard_api.wire import StrictRoute
 
+# A score of a long session tells of hundreds of traces.
+SCORES_AT_ONCE = 200
 router = APIRouter(prefix="/evaluations", tags=["Session runs"], route_class=StrictRoute)
 NAMED, LONGEST = 15, 80  # of ids that a refusal gives back
 
@@ -143,7 +145,11 @@ async def read_run_scores(run_id: RunId, visitor: Visitor) -> Response:
     last signal of its traces is there. The signals are scores of the traces, with the same `eval_run_id`."""
     async with visitor.database.begin(visitor.project) as tx:
         await _found(tx, visitor.project, run_id)
-        return array_of(await session_scores.of_run(tx, visitor.project, run_id))
+
+    async def page(tx: Tx, after: Any) -> Rows:
+        return await session_scores.of_run(tx, visitor.project, run_id, after, SCORES_AT_ONCE)
+
+    return await array_in_pages(visitor, page, lambda score: (score["session_id"], score["name"]), SCORES_AT_ONCE)
 
 
 @router.post(

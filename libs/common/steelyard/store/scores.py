@@ -6,7 +6,7 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, TextClause, func, select, text
+from sqlalchemy import ColumnElement, TextClause, func, literal, select, text, tuple_
 from sqlalchemy.dialects.postgresql import distinct_on
 
 from steelyard.store.database import Tx, dumps
@@ -50,10 +50,14 @@ class ScoreFilters:
         return found
 
 
-async def of_run(tx: Tx, project: UUID, run_id: UUID) -> list[dict[str, Any]]:
-    """By trace and name: two readings of one run show the same order."""
-    where = (_S.eval_run_id == run_id, _S.project_id == project)
-    rows = await tx.execute(select(*_SHOWN).where(*where).order_by(_S.trace_id, _S.name))
+async def of_run(
+    tx: Tx, project: UUID, run_id: UUID, after: tuple[UUID, str] | None, limit: int
+) -> list[dict[str, Any]]:
+    """By trace and name, those behind `after`: two readings of one run show the same order."""
+    where = [_S.eval_run_id == run_id, _S.project_id == project]
+    if after is not None:
+        where.append(tuple_(_S.trace_id, _S.name) > tuple_(literal(after[0]), literal(after[1])))
+    rows = await tx.execute(select(*_SHOWN).where(*where).order_by(_S.trace_id, _S.name).limit(limit))
     return [dict(r._mapping) for r in rows]
 
 

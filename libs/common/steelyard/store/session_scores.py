@@ -6,7 +6,7 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, func, select, text
+from sqlalchemy import ColumnElement, func, literal, select, text, tuple_
 
 from steelyard.store.database import Tx, dumps
 from steelyard.store.tables import SessionScore
@@ -62,10 +62,14 @@ async def page(
     return [dict(r._mapping) for r in await tx.execute(shown.order_by(_S.created_at.desc(), _S.id))], total
 
 
-async def of_run(tx: Tx, project: UUID, run_id: UUID) -> list[dict[str, Any]]:
-    """By session and name: two readings of one run show the same order."""
-    where = (_S.eval_run_id == run_id, _S.project_id == project)
-    rows = await tx.execute(select(*_SHOWN).where(*where).order_by(_S.session_id, _S.name))
+async def of_run(
+    tx: Tx, project: UUID, run_id: UUID, after: tuple[str, str] | None, limit: int
+) -> list[dict[str, Any]]:
+    """By session and name, those behind `after`: two readings of one run show the same order."""
+    where = [_S.eval_run_id == run_id, _S.project_id == project]
+    if after is not None:
+        where.append(tuple_(_S.session_id, _S.name) > tuple_(*(literal(part) for part in after)))
+    rows = await tx.execute(select(*_SHOWN).where(*where).order_by(_S.session_id, _S.name).limit(limit))
     return [dict(r._mapping) for r in rows]
 
 
