@@ -41,13 +41,20 @@ class ScoreFilters:
             _S.trace_id: self.trace_id, _S.name: self.name, _S.source: self.source, _S.status: self.status,
             _S.data_type: self.data_type, _S.eval_run_id: self.eval_run_id, _S.environment: self.environment,
         }  # fmt: skip
-        found: list[ColumnElement[bool]] = [_S.project_id == project]
-        found += [column == wanted for column, wanted in exact.items() if wanted is not None]
-        if self.date_from is not None:
-            found.append(_S.created_at >= self.date_from)
-        if self.date_to is not None:
-            found.append(_S.created_at < self.date_to)
-        return found
+        return narrowed(_S, project, exact, self.date_from, self.date_to)
+
+
+def narrowed(
+    columns: Any, project: UUID, exact: Mapping[Any, Any], since: datetime | None, until: datetime | None
+) -> list[ColumnElement[bool]]:
+    """Of either table of scores: the project's, with what was asked for, created within this time."""
+    found: list[ColumnElement[bool]] = [columns.project_id == project]
+    found += [column == wanted for column, wanted in exact.items() if wanted is not None]
+    if since is not None:
+        found.append(columns.created_at >= since)
+    if until is not None:
+        found.append(columns.created_at < until)
+    return found
 
 
 async def of_run(

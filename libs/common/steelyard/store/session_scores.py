@@ -9,6 +9,7 @@ from uuid import UUID
 from sqlalchemy import ColumnElement, func, literal, select, text, tuple_
 
 from steelyard.store.database import Tx, dumps
+from steelyard.store.scores import narrowed
 from steelyard.store.tables import SessionScore
 
 _S = SessionScore.__table__.c  # type: ignore[attr-defined]
@@ -42,13 +43,7 @@ class SessionScoreFilters:
             _S.session_id: self.session_id, _S.name: self.name, _S.source: self.source, _S.status: self.status,
             _S.eval_run_id: self.eval_run_id,
         }  # fmt: skip
-        found: list[ColumnElement[bool]] = [_S.project_id == project]
-        found += [column == wanted for column, wanted in exact.items() if wanted is not None]
-        if self.date_from is not None:
-            found.append(_S.created_at >= self.date_from)
-        if self.date_to is not None:
-            found.append(_S.created_at < self.date_to)
-        return found
+        return narrowed(_S, project, exact, self.date_from, self.date_to)
 
 
 async def page(
