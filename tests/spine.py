@@ -77,6 +77,11 @@ class Spine:
     def start_aggregator(self, name: str = "aggregator") -> None:
         self.start(name, aggregator(self.settings, self.database))
 
+    def start_all(self, score: Scorer) -> None:
+        self.start_resolver()
+        self.start_aggregator()
+        self.start_judge(score)
+
     async def stop(self, *names: str) -> None:
         ending = [self.running.pop(name) for name in names or tuple(self.running)]
         for stop, _ in ending:

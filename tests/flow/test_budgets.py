@@ -58,15 +58,9 @@ async def request(system: Spine, **wishes: Any) -> UUID:
     return UUID(str(run["id"]))
 
 
-def start_all(system: Spine, scorer: Costly) -> None:
-    system.start_resolver()
-    system.start_aggregator()
-    system.start_judge(scorer)
-
-
 async def test_a_run_stops_at_its_limit_and_never_passes_it(system: Spine) -> None:
     scorer = Costly(system, cost=0.09)
-    start_all(system, scorer)
+    system.start_all(scorer)
     await system.ingest(60)
     run = await system.done(await request(system, max_cost_usd=1.0, pair_cost_usd=0.1))
     (spent,) = await system.rows("SELECT cost, calls FROM run_spending")
@@ -81,7 +75,7 @@ async def test_a_run_stops_at_its_limit_and_never_passes_it(system: Spine) -> No
 
 async def test_a_run_whose_limit_suffices_is_not_touched_by_it(system: Spine) -> None:
     scorer = Costly(system, cost=0.01)
-    start_all(system, scorer)
+    system.start_all(scorer)
     await system.ingest(30)
     run = await system.done(await request(system, max_cost_usd=1.0, pair_cost_usd=0.1))
     assert (run["evaluated_count"], run["failed_count"], run["error_message"]) == (30, 0, None)
@@ -90,7 +84,7 @@ async def test_a_run_whose_limit_suffices_is_not_touched_by_it(system: Spine) ->
 
 async def test_a_limited_run_does_not_hold_up_another(system: Spine) -> None:
     scorer = Costly(system, cost=0.5)
-    start_all(system, scorer)
+    system.start_all(scorer)
     await system.ingest(20)
     limited = await request(system, max_cost_usd=1.0, pair_cost_usd=0.5)
     free = await request(system)
@@ -100,7 +94,7 @@ async def test_a_limited_run_does_not_hold_up_another(system: Spine) -> None:
 
 async def test_what_was_not_sent_can_be_retried_with_a_new_limit(system: Spine) -> None:
     scorer = Costly(system, cost=0.5)
-    start_all(system, scorer)
+    system.start_all(scorer)
     await system.ingest(5)
     first = await request(system, max_cost_usd=1.0, pair_cost_usd=0.5)
     assert (await system.done(first))["failed_count"] == 3

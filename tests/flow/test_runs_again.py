@@ -44,12 +44,6 @@ async def http(system: Spine, urls: Urls) -> AsyncIterator[httpx.AsyncClient]:
     await database.stop()
 
 
-def start_all(system: Spine, calls: Calls) -> None:
-    system.start_resolver()
-    system.start_aggregator()
-    system.start_judge(calls)
-
-
 async def start(http: httpx.AsyncClient, path: str, **asked: Any) -> dict[str, Any]:
     answer = await http.post(f"{RUNS}{path}", json=asked or None)
     assert answer.status_code == 202, answer.text
@@ -61,7 +55,7 @@ async def test_a_batch_run_scores_the_named_traces_and_no_other(system: Spine, h
     ids = [str(i) for i in await system.ingest(5)]
     run = await start(http, "/batch", trace_ids=[*ids[:3], ids[0]], metrics=METRICS, name="by hand")
     assert (run["total_traces"], run["status"], run["filters"], run["name"]) == (3, "PENDING", {}, "by hand")
-    start_all(system, calls)
+    system.start_all(calls)
     done = await system.done(UUID(run["id"]))
     assert (done["status"], done["evaluated_count"], done["failed_count"]) == ("COMPLETED", 3, 0)
     scores = (await http.get(f"{RUNS}/{run['id']}/scores")).json()
@@ -81,7 +75,7 @@ async def test_a_batch_names_the_traces_that_the_project_lacks(system: Spine, ht
 
 async def test_a_retry_means_exactly_the_pairs_that_failed(system: Spine, http: httpx.AsyncClient) -> None:
     calls = Calls(answers={"coherence": [NotScored("no"), NotScored("no")], "confidence": [NotScored("no")]})
-    start_all(system, calls)
+    system.start_all(calls)
     await system.ingest(4)
     first = await start(http, "", metrics=METRICS, name="weekly", sampling_rate=1.0)
     assert (await system.done(UUID(first["id"])))["failed_count"] == 3
@@ -103,7 +97,7 @@ async def test_a_retry_waits_for_the_runs_end_and_leaves_deleted_traces_out(
     system: Spine, http: httpx.AsyncClient
 ) -> None:
     calls = Calls(answers={"coherence": [NotScored("no"), NotScored("no")]}, gate=asyncio.Event())
-    start_all(system, calls)
+    system.start_all(calls)
     ids = await system.ingest(2)
     run = await start(http, "", metrics=["coherence"])
     early = await http.post(f"{RUNS}/{run['id']}/retry")
@@ -124,7 +118,7 @@ async def test_a_retry_waits_for_the_runs_end_and_leaves_deleted_traces_out(
 async def test_a_deleted_runs_scores_stay_unless_they_are_to_go(
     system: Spine, http: httpx.AsyncClient, with_scores: bool
 ) -> None:
-    start_all(system, Calls())
+    system.start_all(Calls())
     await system.ingest(3)
     kept, run = await start(http, "", metrics=["coherence"]), await start(http, "", metrics=METRICS)
     for one in (kept, run):
@@ -142,7 +136,7 @@ async def test_a_deleted_runs_scores_stay_unless_they_are_to_go(
 async def test_a_deleted_runs_rows_are_swept_and_its_retry_goes_on(system: Spine, http: httpx.AsyncClient) -> None:
     """The retry is not expanded yet when its parent is deleted: what it means must not be swept away under it."""
     calls = Calls(answers={"coherence": [NotScored("no")] * 3})
-    start_all(system, calls)
+    system.start_all(calls)
     await system.ingest(3)
     run = await start(http, "", metrics=["coherence"])
     await system.done(UUID(run["id"]))
@@ -167,7 +161,7 @@ async def test_results_of_a_run_that_was_deleted_meanwhile_change_nothing(
     system: Spine, http: httpx.AsyncClient
 ) -> None:
     calls = Calls(gate=asyncio.Event())
-    start_all(system, calls)
+    system.start_all(calls)
     await system.ingest(40)
     run = await start(http, "", metrics=["coherence"])
     await eventually(lambda: len(calls.made) == 8, "the judge's slots are full")
@@ -186,7 +180,7 @@ async def test_runs_that_are_deleted_while_two_aggregators_settle_leave_no_score
 ) -> None:
     """A deletion waits for what is being settled, and what is settled after it finds the run gone."""
     calls = Calls(seconds=0.002)
-    start_all(system, calls)
+    system.start_all(calls)
     system.start_aggregator("second aggregator")
     await system.ingest(60)
     started = [await start(http, "", metrics=METRICS) for _ in range(6)]
@@ -210,7 +204,7 @@ async def test_an_id_that_comes_back_in_another_project_is_not_the_trace_that_wa
 ) -> None:
     """Deleted by one tenant, sent by another: neither the judge nor a retry may look at the newcomer."""
     calls = Calls(answers={"coherence": [NotScored("no")] * 2})
-    start_all(system, calls)
+    system.start_all(calls)
     ids = [str(i) for i in await system.ingest(2)]
     run = await start(http, "", metrics=["coherence"])
     await system.done(UUID(run["id"]))
@@ -236,7 +230,7 @@ async def test_an_id_that_comes_back_in_another_project_is_not_the_trace_that_wa
 
 async def test_a_run_means_traces_that_were_restored_from_a_dump(system: Spine) -> None:
     """A restored row carries a transaction id of the server it comes from, which may lie in this one's future."""
-    start_all(system, Calls())
+    system.start_all(Calls())
     await system.ingest(3)
     await system.rows("UPDATE traces SET created_xid = '99999999' RETURNING 1")
     run = await system.done(await system.request(["coherence"]))

@@ -26,18 +26,12 @@ async def system(topics: Cluster, urls: Urls) -> AsyncIterator[Spine]:
         yield made
 
 
-def start_all(system: Spine, scorer: Any) -> None:
-    system.start_resolver()
-    system.start_aggregator()
-    system.start_judge(scorer)
-
-
 async def test_every_session_gets_one_score_per_metric_folded_from_its_stored_signals(system: Spine) -> None:
     for n in range(12):
         await talk(system, f"session {n}", 1 + n % 5)
     await talk(system, "none", 0)
     await system.ingest(3)  # traces without a session belong to none
-    start_all(system, Chance())
+    system.start_all(Chance())
     run = await system.done(await request(system))
     assert (run["status"], run["total_targets"], run["evaluated_count"], run["failed_count"]) == (
         "COMPLETED",
@@ -59,7 +53,7 @@ async def test_every_session_gets_one_score_per_metric_folded_from_its_stored_si
 async def test_weights_and_single_metrics_are_kept(system: Spine) -> None:
     for n in range(6):
         await talk(system, f"s{n}", 4)
-    start_all(system, Chance())
+    system.start_all(Chance())
     weights = {"confidence": 2.5, "loop_detection": 0.0, "tool_correctness": 0.8, "coherence": 0.1}
     run = await system.done(await request(system, ["agent_consistency"], signal_weights=weights))
     assert await assert_folded(system, run["id"], ["agent_consistency"]) == 6
@@ -79,7 +73,7 @@ async def test_what_could_not_be_scored_counts_down_too_and_is_never_a_made_up_n
                 return NotScored("the judge refused")
             return await super().__call__(metric, trace, order)
 
-    start_all(system, Told())
+    system.start_all(Told())
     run = await system.done(await request(system))
     assert (run["status"], run["evaluated_count"], run["failed_count"]) == ("COMPLETED", 3, 3)
     assert await assert_folded(system, run["id"]) == 6 and good
@@ -95,7 +89,7 @@ async def test_a_retry_scores_only_the_failed_metrics_and_only_their_sessions(sy
     partly, _ = await talk(system, "partly", 2), await talk(system, "good", 2)
     answers = {"confidence": [NotScored("no")] * 2}
     calls = Calls(answers=answers)
-    start_all(system, calls)
+    system.start_all(calls)
     first = await request(system, filters=SessionRunFilters(min_trace_count=2, user_id=None))
     # Whichever traces were asked first have no confidence.
     run = await system.done(first)
@@ -115,7 +109,7 @@ async def test_traces_that_come_later_do_not_belong_to_the_run(system: Spine) ->
     run_id = await request(system)
     await talk(system, "growing", 3)
     await talk(system, "new", 1)
-    start_all(system, Chance())
+    system.start_all(Chance())
     run = await system.done(run_id)
     assert run["total_targets"] == 1
     assert {s["metadata"]["total_traces_in_session"] for s in await scores(system, run_id)} == {2}
@@ -134,7 +128,7 @@ async def test_loop_detection_sees_the_three_before_it_in_time_whatever_order_th
     for minute in (4, 1, 3, 0, 2):
         (ids[minute],) = await talk(system, "shuffled", 1, started_at=START + timedelta(minutes=minute), output=minute)
     chance = Chance()
-    start_all(system, chance)
+    system.start_all(chance)
     await system.done(await request(system))
     seen = {t: [e.output for e in o.earlier] for t, m, o in chance.asked if m == "loop_detection"}
     assert seen == {ids[n]: list(range(max(0, n - 3), n)) for n in range(5)}
@@ -167,7 +161,7 @@ async def test_the_count_and_the_expansion_choose_the_same_sessions(
     (before,) = await system.rows("SELECT total_targets FROM runs WHERE id = :r", r=run_id)
     await talk(system, "d", 9, tags=["x", "y"], user_id="ann", status="ERROR")
     await talk(system, "a", 9, user_id="ann", status="ERROR", started_at=START + timedelta(days=1))
-    start_all(system, Calls())
+    system.start_all(Calls())
     run = await system.done(run_id)
     found = {s["session_id"] for s in await scores(system, run_id)}
     assert sorted(found) == matching and before["total_targets"] == run["total_targets"] == len(matching)
@@ -176,7 +170,7 @@ async def test_the_count_and_the_expansion_choose_the_same_sessions(
 async def test_a_sample_of_sessions_is_always_the_same(system: Spine) -> None:
     for n in range(10):
         await talk(system, f"s{n}", 1)
-    start_all(system, Calls())
+    system.start_all(Calls())
     run = await system.done(await request(system, ["agent_reliability"], sampling_rate=0.35))
     assert run["total_targets"] == 3 == len(await scores(system, run["id"]))
 
@@ -192,7 +186,7 @@ async def test_sessions_whose_traces_are_deleted_meanwhile_hold_nothing_up(syste
             await traces.delete(tx, system.project, ids)
 
     await delete(lost)
-    start_all(system, calls)
+    system.start_all(calls)
     await eventually(lambda: len(calls.made) == 16, "all signals of what is left are asked for")
     await delete([*under_way, half[0]])
     assert calls.gate is not None
@@ -209,7 +203,7 @@ async def test_a_run_of_sessions_that_are_all_gone_ends(system: Spine) -> None:
     run_id = await request(system)
     async with system.database.begin() as tx:
         await traces.delete(tx, system.project, ids)
-    start_all(system, Calls())
+    system.start_all(Calls())
     run = await system.done(run_id)
     assert (run["status"], run["total_targets"], run["evaluated_count"], run["left"]) == ("COMPLETED", 0, 0, 0)
 

@@ -31,15 +31,9 @@ async def system(topics: Cluster, urls: Urls) -> AsyncIterator[Spine]:
         yield made
 
 
-def start_all(system: Spine, calls: Calls) -> None:
-    system.start_resolver()
-    system.start_aggregator()
-    system.start_judge(calls)
-
-
 async def test_every_pair_of_a_run_is_scored_once(system: Spine) -> None:
     calls = Calls()
-    start_all(system, calls)
+    system.start_all(calls)
     ids = await system.ingest(30)
     run_id = await system.request(["one", "two"])
     run = await system.done(run_id)
@@ -58,7 +52,7 @@ async def test_every_pair_of_a_run_is_scored_once(system: Spine) -> None:
 
 async def test_what_is_not_scored_says_why_and_the_counts_still_sum(system: Spine) -> None:
     calls = Calls(answers={"one": [NotScored("nothing to go by", {"seen": 1}), ValueError("a bug of this metric")]})
-    start_all(system, calls)
+    system.start_all(calls)
     await system.ingest(3)
     run = await system.done(await system.request(["one", "two"]))
     assert (run["status"], run["evaluated_count"], run["failed_count"]) == ("COMPLETED", 3, 2)
@@ -73,7 +67,7 @@ async def test_a_deferred_pair_waits_in_the_ledger_and_is_asked_again(system: Sp
     calls = Calls(
         answers={"one": [Later("rate limited", after=0.3), Later("rate limited", after=0.3), Score(1.0, "ok")]}
     )
-    start_all(system, calls)
+    system.start_all(calls)
     await system.ingest(1)
     run = await system.done(await system.request(["one"]))
     assert run["failed_count"] == 0
@@ -84,7 +78,7 @@ async def test_a_deferred_pair_waits_in_the_ledger_and_is_asked_again(system: Sp
 async def test_a_pair_that_is_put_off_too_often_is_not_scored(topics: Cluster, urls: Urls) -> None:
     async with spine(topics, urls, judge_attempts=2) as system:
         calls = Calls(answers={"one": [Later("the model is away", after=0.1) for _ in range(9)]})
-        start_all(system, calls)
+        system.start_all(calls)
         await system.ingest(1)
         run = await system.done(await system.request(["one"]))
         assert (run["failed_count"], len(calls.made)) == (1, 2)
@@ -96,7 +90,7 @@ async def test_a_rate_limit_costs_a_pair_no_attempt(topics: Cluster, urls: Urls)
     async with spine(topics, urls, judge_attempts=2) as system:
         limited = [Later("rate limited", after=0.1, counts=False) for _ in range(4)]
         calls = Calls(answers={"one": [*limited, Score(1.0, "ok")]})
-        start_all(system, calls)
+        system.start_all(calls)
         await system.ingest(1)
         run = await system.done(await system.request(["one"]))
         assert (run["failed_count"], len(calls.made)) == (0, 5)
@@ -119,7 +113,7 @@ async def test_a_run_means_the_traces_that_its_count_had_seen(system: Spine) -> 
     await system.ingest(5, session_id="s")
     run_id = await system.request(["one"], filters=TraceFilters(session_id="s"))
     await system.ingest(5, session_id="s")
-    start_all(system, Calls())
+    system.start_all(Calls())
     run = await system.done(run_id)
     assert (run["total_targets"], run["evaluated_count"]) == (5, 5)
 
@@ -128,14 +122,14 @@ async def test_a_run_whose_traces_were_deleted_before_it_began_finishes_empty(sy
     await system.ingest(2)
     run_id = await system.request(["one"])
     await system.rows("DELETE FROM traces RETURNING 1")
-    start_all(system, Calls())
+    system.start_all(Calls())
     run = await system.done(run_id)
     assert (run["status"], run["total_targets"], run["evaluated_count"]) == ("COMPLETED", 0, 0)
 
 
 async def test_a_trace_deleted_while_it_is_judged_has_a_failed_pair_and_no_score(system: Spine) -> None:
     calls = Calls(gate=asyncio.Event())
-    start_all(system, calls)
+    system.start_all(calls)
     await system.ingest(1)
     run_id = await system.request(["one"])
     await eventually(lambda: calls.made, "the judge has asked")
@@ -152,7 +146,7 @@ async def test_a_trace_deleted_while_it_is_judged_has_a_failed_pair_and_no_score
 
 
 async def test_reading_everything_twice_changes_nothing(system: Spine) -> None:
-    start_all(system, Calls())
+    system.start_all(Calls())
     await system.ingest(10)
     run_id = await system.request(["one", "two"])
     await system.done(run_id)
@@ -176,7 +170,7 @@ async def test_reading_everything_twice_changes_nothing(system: Spine) -> None:
 
 async def test_a_job_that_is_delivered_three_times_is_judged_once(system: Spine, tmp_path: Path) -> None:
     calls, topics = Calls(gate=asyncio.Event()), Laboratory(system.cluster, tmp_path)
-    start_all(system, calls)
+    system.start_all(calls)
     await system.ingest(3)
     run_id = await system.request(["one"])
     await eventually(lambda: len(calls.made) == 3, "every pair is under way")
@@ -241,7 +235,7 @@ async def forget(cluster: Cluster, topic: str, partitions: int) -> None:
 
 async def test_a_small_run_is_not_stuck_behind_a_large_one(system: Spine) -> None:
     calls = Calls(seconds=0.05)
-    start_all(system, calls)
+    system.start_all(calls)
     await system.ingest(1000, session_id="large")
     await system.ingest(5, session_id="small")
     large = await system.request(["one", "two"], filters=TraceFilters(session_id="large"))
@@ -282,7 +276,7 @@ async def test_an_unreadable_run_fails_and_says_why(system: Spine) -> None:
     async def hear(finished: RunFinished) -> None:
         heard.append(finished)
 
-    start_all(system, Calls())
+    system.start_all(Calls())
     system.start("listener", listener, relays=False)
     run = await system.done(run_id)
     assert run["status"] == "FAILED" and "filters" in run["error_message"]

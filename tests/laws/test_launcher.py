@@ -126,10 +126,9 @@ async def test_what_is_started_again_keeps_its_port_unless_another_has_it(tmp_pa
         home.close()
 
 
-def test_a_missing_java_is_one_line_that_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PATH", str(tmp_path))
+def test_a_missing_java_is_one_line_that_says_what_to_install(tmp_path: Path) -> None:
     with pytest.raises(LaunchFailed) as refused:
-        start_kafka(Home.at(tmp_path / "home"))
+        start_kafka(Home.at(tmp_path / "home"), path=str(tmp_path))
     said = str(refused.value)
     assert "java is missing: install" in said and "\n" not in said
 

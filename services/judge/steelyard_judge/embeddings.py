@@ -5,7 +5,7 @@ import contextlib
 import os
 import struct
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import orjson
@@ -38,10 +38,11 @@ class Embedder(Protocol):
 class LocalEmbedder:
     """One child, one question at a time: texts that wait meanwhile are asked for together."""
 
-    def __init__(self, model: str | None = None) -> None:
+    def __init__(self, model: str | None = None, environ: Mapping[str, str] = os.environ) -> None:
+        """`environ` is what its child is given, and where it finds its encoder by."""
         if model not in LOCAL:
             raise ValueError(f"EMBEDDING_MODEL={model}: local embedders are {', '.join(filter(None, LOCAL))}")
-        self._model = model
+        self._model, self._environ = model, environ
         self._child: asyncio.subprocess.Process | None = None
         self._who: dict[str, Any] = {}
         self._waiting: list[tuple[Sequence[str], asyncio.Future[Embedded]]] = []
@@ -134,7 +135,7 @@ class LocalEmbedder:
 
     async def _running(self) -> asyncio.subprocess.Process:
         if self._child is None or self._child.returncode is not None:
-            environment = dict(os.environ) | ({"EMBEDDING_MODEL": self._model} if self._model else {})
+            environment = dict(self._environ) | ({"EMBEDDING_MODEL": self._model} if self._model else {})
             self._child = await asyncio.create_subprocess_exec(
                 sys.executable,
                 "-m",
