@@ -4,9 +4,10 @@ import logging
 import os
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from functools import cache
 from typing import Any
 
-from fastapi import FastAPI, Response
+from fastapi import APIRouter, FastAPI, Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from steelyard import __version__
@@ -121,19 +122,27 @@ def api(
     access.install(app, settings, database)
     app.state.ingest = Ingest(database, settings.ingest_group)
     app.state.most_bytes = int(settings.max_body_mb * 1_000_000)
-    refusals: dict[int | str, dict[str, Any]] = {
-        status: {"model": Failure, "description": said} for status, said in REFUSALS.items()
-    }
-    for noun in NOUNS:
-        app.include_router(noun.router, responses=refusals)
-    if settings.admin_token is not None:
-        app.include_router(admin.router, responses=refusals)
+    routes, documents = _described(settings.admin_token is not None)
+    app.router.routes.extend(routes.routes)
     _operations(app, database)
     errors.install(app)
-    document.install(app)
+    document.install(app, documents)
     app.add_middleware(BodyLimit, most=app.state.most_bytes)
     app.add_middleware(RequestId)
     return app
+
+
+@cache
+def _described(administered: bool) -> tuple[APIRouter, document.Documents]:
+    """The routes, and the cache of their document: of every API in this process. FastAPI takes half a second to build the
+    ones and more than one to write the other, and the tests have an API for each database and each of their settings."""
+    refusals: dict[int | str, dict[str, Any]] = {
+        status: {"model": Failure, "description": said} for status, said in REFUSALS.items()
+    }
+    shared = APIRouter()
+    for noun in (*NOUNS, admin) if administered else NOUNS:
+        shared.include_router(noun.router, responses=refusals)
+    return shared, []
 
 
 def _operations(app: FastAPI, database: Database) -> None:
