@@ -27,11 +27,15 @@ down: ## stop whatever dev, demo or tests of this checkout left running (make de
 
 .PHONY: test
 test: install ## the tests, on a real Kafka and a real Postgres
-	@$(PY) -m pytest -m "not faults" $(ARGS)
+	@$(PY) -m pytest -m "not faults and not soak" $(ARGS)
 
 .PHONY: test-faults
 test-faults: install ## the longer suites that kill processes in the middle of their work
-	@$(PY) -m pytest -m faults $(ARGS)
+	@$(PY) -m pytest -m "faults and not soak" $(ARGS)
+
+.PHONY: soak
+soak: install ## full-size checks that take many minutes; ARGS="-k judge" for one of them
+	@$(PY) -m pytest -m soak $(ARGS)
 
 .PHONY: bench
 bench: bench-ingest bench-lists ## both benches; minutes, and nothing else should run (docs/performance.md)

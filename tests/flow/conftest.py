@@ -25,7 +25,7 @@ def home() -> Iterator[Home]:
 
 
 @pytest.fixture
-async def system(home: Home, infra: Infra, urls: Urls, topics: Cluster, database: Database) -> AsyncIterator[System]:
+async def system(infra: Infra, urls: Urls, topics: Cluster, database: Database, home: Home) -> AsyncIterator[System]:
     port = free_port()
     command = [sys.executable, "-m", "stub_model", "--port", str(port), "--delay", "0.3"]
     home.start("stub", command, env=os.environ | {"PYTHONPATH": str(TESTS)})

@@ -162,7 +162,7 @@ def home() -> Iterator[Home]:
 
 @pytest.fixture
 async def deployment(
-    home: Home, infra: Infra, urls: Urls, topics: Cluster, database: Database
+    infra: Infra, urls: Urls, topics: Cluster, database: Database, home: Home
 ) -> AsyncIterator[Deployment]:
     port = free_port()
     stub = f"http://127.0.0.1:{port}"

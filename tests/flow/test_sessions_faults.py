@@ -109,7 +109,7 @@ def home() -> Iterator[Home]:
 
 
 @pytest.fixture
-def services(home: Home, infra: Infra, urls: Urls, topics: Cluster) -> Services:
+def services(infra: Infra, urls: Urls, topics: Cluster, home: Home) -> Services:
     environment = {k: v for k, v in os.environ.items() if not k.endswith("_API_KEY")} | urls.environment()
     environment |= {"KAFKA_BOOTSTRAP": infra.bootstrap, "TOPIC_PREFIX": topics.prefix, "KAFKA_SESSION_SECONDS": "6"}
     return Services(home, environment)
