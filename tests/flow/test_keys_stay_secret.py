@@ -1,4 +1,5 @@
-"""Keys given to the processes are found nowhere afterwards: not in logs, topics, tables, answers of the API or metrics."""
+"""Keys given to the processes are found nowhere afterwards: not in logs, topics, tables, answers of the API or metrics. And
+what users say in their traces is not found in logs, metrics and the reasons of dead letters."""
 
 import asyncio
 import os
@@ -8,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import asyncpg
 import httpx
 import pytest
 from aiokafka import AIOKafkaConsumer, TopicPartition
@@ -15,7 +17,7 @@ from sqlalchemy import text
 
 from addresses import Infra, Urls
 from eventually import eventually
-from steelyard.events import dead
+from steelyard.events import TraceScored, dead
 from steelyard.events import topics as all_topics
 from steelyard.kafka import Cluster, Publisher
 from steelyard.providers import PROVIDERS
@@ -37,6 +39,22 @@ KEYS = " ".join(CANARIES[v] for v in SENT)
 QUOTING = f"Incorrect API key provided: {KEYS}; your request was HEADERS"
 VERDICT = f'{{"nonce": "NONCE", "score": 1, "reason": "the key is {KEYS}", "evidence": []}}'
 MODELS = ("openai/stub", "anthropic/claude-haiku-4-5", "gemini/gemini-3-flash-preview", "groq/llama-3.3-70b-versatile")
+# What a user says, by where in a trace it stands.
+PLACES = (
+    "name",
+    "input",
+    "output",
+    "session",
+    "user",
+    "tag",
+    "key",
+    "value",
+    "span",
+    "spaninput",
+    "spanoutput",
+    "model",
+)
+WORDS = {place: f"canaryword{place}x" for place in PLACES}
 FAILURES: dict[str, dict[str, Any]] = {
     "401": {"status": 401, "message": QUOTING},
     "400": {"status": 400, "message": QUOTING},
@@ -57,6 +75,7 @@ class Deployment:
     database: Database
     cluster: Cluster
     stub: str
+    owner: str
     key: str = ""
 
     async def start(self) -> None:
@@ -70,22 +89,53 @@ class Deployment:
         """One trace, judged by a model that behaves so; the run's id once it is done."""
         async with httpx.AsyncClient() as client:
             (await client.post(f"{self.stub}/control", json=behaviour)).raise_for_status()
-        trace = {
-            "name": "t",
-            "started_at": "2026-03-01T10:00:00Z",
-            "session_id": session,
-            "input": "2+2?",
-            "output": "four",
-        }
-        await self.call("post", "/traces", trace)
-        asked = {"metrics": ["confidence", "task_completion"], "filters": {"session_id": session}, "model": model}
-        run = str((await self.call("post", "/evaluations/trace-runs", asked))["id"])
+        await self.call("post", "/traces", a_trace(session))
+        run = await self.request(model, session)
 
         async def done() -> bool:
             return (await self.call("get", f"/evaluations/trace-runs/{run}"))["status"] in ("COMPLETED", "FAILED")
 
-        await eventually(done, f"the run of {session} is done", 60)
+        await eventually(done, f"the run of {session} is done", 120)
         return run
+
+    async def request(self, model: str, session: str) -> str:
+        filters = {"session_id": session + WORDS["session"]}
+        body = {"metrics": ["confidence", "task_completion"], "filters": filters, "model": model}
+        return str((await self.call("post", "/evaluations/trace-runs", body))["id"])
+
+    async def unstorable_result(self, run: str) -> None:
+        """Postgres refuses NUL in jsonb, so what settles it fails with the statement's parameters at hand."""
+
+        async def expanded() -> list[Any]:
+            statement = text("SELECT run_id, project_id, target, trace_id, metric FROM pairs WHERE run_id = :run")
+            async with self.database.begin() as tx:
+                return [dict(r._mapping) for r in await tx.execute(statement, {"run": run})]
+
+        pairs = await eventually(expanded, "the run's pairs are there", 60)
+        publisher = Publisher(self.cluster)
+        await publisher.start()
+        metadata = {WORDS["key"]: WORDS["value"] + chr(0)}
+        await publisher.publish(TraceScored(**p, value=1, reason=WORDS["output"], metadata=metadata) for p in pairs)
+        await publisher.stop()
+
+    async def refused(self, privilege: str, verb: str, path: str, *body: Any) -> None:
+        """A statement of the API's fails with a user's words among its parameters."""
+        await sql(self.owner, f"REVOKE {privilege} FROM steelyard_api")
+        headers = {"X-API-Key": self.key, "X-Project-Name": "project"}
+        async with httpx.AsyncClient(timeout=60) as client:
+            answer = await client.request(
+                verb, f"{self.services.base_url}{path}", headers=headers, json=body[0] if body else None
+            )
+        assert answer.status_code == 500, answer.text
+        await sql(self.owner, f"GRANT {privilege} TO steelyard_api")
+
+    async def reasons(self) -> dict[str, str]:
+        """Why dead letters died, as their headers say."""
+        return {
+            f"headers of {name}": "\n".join(line.rpartition(" (('")[2] for line in lines.splitlines())
+            for name, lines in (await self.messages()).items()
+            if name.endswith(".dead")
+        }
 
     def logs(self) -> dict[str, str]:
         return {f"log of {p.stem}": p.read_text(errors="replace") for p in self.home.path.glob("*.log")}
@@ -142,6 +192,29 @@ class Deployment:
         return found
 
 
+def a_trace(session: str) -> dict[str, Any]:
+    word = WORDS.__getitem__
+    span = {"name": word("span"), "kind": "LLM", "model": word("model"), "started_at": "2026-03-01T10:00:00Z"}
+    span |= {"input": word("spaninput"), "output": word("spanoutput")}
+    return {
+        "name": word("name"),
+        "started_at": "2026-03-01T10:00:00Z",
+        "session_id": session + word("session"),
+        "user_id": word("user"),
+        "tags": [word("tag")],
+        "metadata": {word("key"): word("value")},
+        "input": "2+2? " + word("input"),
+        "output": "four " + word("output"),
+        "spans": [span],
+    }
+
+
+async def sql(url: str, statement: str) -> None:
+    connection = await asyncpg.connect(url)
+    await connection.execute(statement)
+    await connection.close()
+
+
 async def _read(consumer: Any, topic: str, partitions: int) -> str:
     parts = [TopicPartition(topic, n) for n in range(partitions)]
     consumer.assign(parts)
@@ -183,19 +256,26 @@ async def deployment(
         "GEMINI_API_BASE": stub,
         "GROQ_API_BASE": f"{stub}/v1",
     }
-    yield Deployment(Services(home, environment), home, database, topics, stub)
+    yield Deployment(Services(home, environment), home, database, topics, stub, urls.owner)
 
 
 async def test_no_key_is_found_anywhere_after_runs_that_failed_in_every_way(deployment: Deployment) -> None:
     await deployment.start()
     runs = [await deployment.run(m, f"{m} {name}", **how) for m in MODELS for name, how in FAILURES.items()]
     await deployment.unreadable()
-    letters = "topic " + deployment.cluster.topic(dead("jobs.trace"))
+    await asyncio.to_thread(deployment.services.stop, "judge-1")
+    await deployment.call("post", "/traces", a_trace("unjudged"))
+    await deployment.unstorable_result(await deployment.request("openai/stub", "unjudged"))
+    await deployment.refused("INSERT ON spans", "POST", "/traces", a_trace("unwritten"))
+    await deployment.refused("SELECT ON sessions", "GET", f"/sessions/{WORDS['session']}")
+    letters = {t: "headers of topic " + deployment.cluster.topic(dead(t)) for t in ("jobs.trace", "scores.trace")}
 
     async def buried() -> bool:
-        return "{no json" in (await deployment.messages())[letters]
+        reasons = await deployment.reasons()
+        return "not an event" in reasons[letters["jobs.trace"]] and "Untranslatable" in reasons[letters["scores.trace"]]
 
-    await eventually(buried, "the unreadable message is a dead letter")
+    await eventually(buried, "what cannot be read and what cannot be stored are dead letters", 60)
+    await asyncio.to_thread(deployment.services.start, "judge-1")
     shown = deployment.logs() | await deployment.tables() | await deployment.messages() | await deployment.answers(runs)
     scores = shown["table trace_scores"]
     for said in (
@@ -215,4 +295,7 @@ async def test_no_key_is_found_anywhere_after_runs_that_failed_in_every_way(depl
     found = sorted((where, v) for where, said in shown.items() for v, key in CANARIES.items() if key in said)
     assert found == []
     assert [where for where, said in shown.items() if deployment.key in said] == []
+    told = deployment.logs() | await deployment.reasons() | {w: s for w, s in shown.items() if w.startswith("/metrics")}
+    assert sorted((where, v) for where, lines in told.items() for v in WORDS.values() if v in lines) == []
+    assert "InsufficientPrivilegeError" in told["log of api-1"], "the log still says what failed"
     assert "You grade recorded runs" not in shown["log of judge-1"], "prompts hold people's words, and no log should"

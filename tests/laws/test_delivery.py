@@ -67,7 +67,7 @@ async def test_one_bad_message_does_not_take_its_neighbours_along() -> None:
     await delivery(post).many([*records(*range(8)), Record(b"not an event", offset=99)], handle)
     assert sorted(handled) == [0, 1, 2, 3, 4, 6, 7]
     assert [offset for offset, _ in post.buried] == [99, 5]
-    assert post.buried[1][1] == "ValueError: five is a bug"
+    assert post.buried[1][1].startswith("ValueError at "), "the exception's text may be a user's words"
 
 
 async def test_a_dependency_that_is_away_is_waited_for_and_nothing_is_buried() -> None:
@@ -149,7 +149,7 @@ async def test_when_most_messages_fail_the_service_stops_instead_of_burying_them
     async def handle(events: Sequence[RunRequested]) -> None:
         raise RuntimeError("broken")
 
-    with pytest.raises(MostlyFailing, match="broken"):
+    with pytest.raises(MostlyFailing, match="RuntimeError at "):
         await delivery(post, at_least=5).many(records(*range(100)), handle)
     assert len(post.buried) == 4
 

@@ -15,6 +15,7 @@ from aiokafka.errors import KafkaError
 from steelyard import telemetry
 from steelyard.errors import Later, Never
 from steelyard.events import Event, decode
+from steelyard.reasons import reason
 from steelyard.store.database import temporary
 
 log = logging.getLogger(__name__)
@@ -126,20 +127,25 @@ class Delivery:
                     raise
                 pause = _pause(tries, e)
                 level = logging.WARNING if tries % 10 == 0 else logging.DEBUG
-                log.log(level, "%s: %s waits %.1f s: %s", self._service, name, pause, _words(e))
+                log.log(level, "%s: %s waits %.1f s: %s", self._service, name, pause, reason(e))
                 telemetry.WAITED.labels(service=self._service, event=name).inc()
                 tries += 1
                 await asyncio.sleep(pause)
 
     async def _bury(self, record: Any, name: str, error: Exception) -> None:
-        reason = _words(error)
+        why = reason(error)
         bug = not isinstance(error, Never)
         log.error(
-            "%s: %s at offset %d to the dead letters: %s", self._service, name, record.offset, reason, exc_info=bug
+            "%s: %s at offset %d to the dead letters: %s",
+            self._service,
+            name,
+            record.offset,
+            why,
+            exc_info=error if bug else None,
         )
         telemetry.HANDLED.labels(service=self._service, event=name, outcome="dead").inc()
-        self._limit.failed(reason)
-        await self._patiently(lambda: self._post.bury(self._topic, record, reason, self._service), name)
+        self._limit.failed(why)
+        await self._patiently(lambda: self._post.bury(self._topic, record, why, self._service), name)
 
     def _passed(self, name: str) -> None:
         telemetry.HANDLED.labels(service=self._service, event=name, outcome="ok").inc()
@@ -173,7 +179,3 @@ def _pause(tries: int, error: Exception) -> float:
     if isinstance(error, Later) and error.after is not None:
         return error.after
     return float(min(30.0, 0.1 * 2 ** min(tries, 10)) * random.uniform(0.5, 1.0))
-
-
-def _words(error: BaseException) -> str:
-    return str(error) if isinstance(error, Later | Never) else f"{type(error).__name__}: {error}"

@@ -80,7 +80,8 @@ def decode(value: bytes | None) -> Event:
     try:
         return kind.of(fields)
     except ValidationError as e:
-        raise Never(f"unreadable {name}: {e.error_count()} errors, first: {e.errors()[0]['msg']}") from e
+        first = e.errors(include_url=False, include_input=False)[0]
+        raise Never(f"unreadable {name}: {e.error_count()} errors, first: {first['type']} in {first['loc'][:1]}") from e
 
 
 def topics() -> dict[str, int]:

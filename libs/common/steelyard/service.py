@@ -26,6 +26,7 @@ from steelyard.events import Event
 from steelyard.following import Following
 from steelyard.health import Health
 from steelyard.kafka import Cluster, Publisher
+from steelyard.reasons import reason
 from steelyard.settings import Settings
 from steelyard.store.database import temporary
 from steelyard.store.outbox import Outbox, Relay
@@ -206,7 +207,7 @@ class _Running:
                         "%s: waiting for %s: %s",
                         self._service.name,
                         what,
-                        str(e).splitlines()[0] if str(e) else repr(e),
+                        reason(e),
                     )
                 tries += 1
                 await asyncio.sleep(min(2.0, 0.1 * 1.5**tries))
@@ -300,9 +301,7 @@ class _Running:
             except Exception as e:
                 if not isinstance(e, Later | KafkaError) and not temporary(e):
                     raise
-                log.warning(
-                    "%s: %s, again in a moment", self._service.name, str(e).splitlines()[0] if str(e) else repr(e)
-                )
+                log.warning("%s: %s, again in a moment", self._service.name, reason(e))
                 tries += 1
                 await asyncio.sleep(min(10.0, 0.2 * 2**tries))
             if not again:
@@ -317,7 +316,7 @@ class _Running:
 
     def _failed(self, error: BaseException) -> None:
         if not self._failure.done():
-            log.error("%s: cannot go on: %s", self._service.name, error)
+            log.error("%s: cannot go on: %s", self._service.name, _words(error))
             self._failure.set_exception(error)
 
     def _spawn(self, work: Any) -> None:
@@ -372,7 +371,13 @@ def _stopped_by_signal() -> asyncio.Event:
     return stop
 
 
+def _words(error: BaseException) -> str:
+    """What most messages fail for is a reason already."""
+    return str(error) if isinstance(error, MostlyFailing) else reason(error)
+
+
 async def _await(build: Callable[[], Awaitable[None]]) -> None:
+    asyncio.get_running_loop().set_exception_handler(telemetry.log_loop_error)
     await build()
 
 

@@ -5,12 +5,16 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import orjson
 from opentelemetry import propagate, trace
 from prometheus_client import Counter, Gauge, Histogram
 
 from steelyard.events import Event
+from steelyard.reasons import reason, stack
+
+log = logging.getLogger(__name__)
 
 HANDLED = Counter("steelyard_messages_total", "Messages handled", ["service", "event", "outcome"])
 PUBLISHED = Counter("steelyard_published_total", "Messages published", ["event"])
@@ -43,12 +47,19 @@ def headers() -> list[tuple[str, bytes]]:
 @contextmanager
 def continued(
     name: str, received: Sequence[tuple[str, bytes]], kind: trace.SpanKind = trace.SpanKind.CONSUMER
-) -> Iterator[None]:
+) -> Iterator[trace.Span]:
     """A span whose parent is the one that published the message, or that sent the request."""
     carrier = {k: v.decode("ascii", "ignore") for k, v in received if k in ("traceparent", "tracestate", "baggage")}
     context = propagate.extract(carrier) if carrier else None
-    with trace.get_tracer("steelyard").start_as_current_span(name, context, kind=kind):
-        yield
+    # An exception's text would go to the collector: users' words may be in it.
+    with trace.get_tracer("steelyard").start_as_current_span(
+        name, context, kind=kind, record_exception=False, set_status_on_exception=False
+    ) as span:
+        try:
+            yield span
+        except Exception as e:
+            span.set_status(trace.Status(trace.StatusCode.ERROR, reason(e)))
+            raise
 
 
 @contextmanager
@@ -66,8 +77,9 @@ def published(event: Event) -> None:
 
 def start_logging(level: str, form: str) -> None:
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(_Json() if form == "json" else logging.Formatter("%(asctime)s %(levelname)-7s %(message)s"))
+    handler.setFormatter(_Json() if form == "json" else _Text("%(asctime)s %(levelname)-7s %(message)s"))
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+    sys.excepthook = _log_the_end
     # aiokafka calls it an error that a new broker has no coordinator for a moment.
     logging.getLogger("aiokafka.consumer.group_coordinator").setLevel(logging.CRITICAL)
     for noisy in ("aiokafka", "faststream", "uvicorn.access", "uvicorn.error", "LiteLLM", "httpx", "alembic"):
@@ -89,7 +101,26 @@ def start_tracing(service: str, endpoint: str | None) -> None:
     trace.set_tracer_provider(provider)
 
 
-class _Json(logging.Formatter):
+def log_loop_error(_: Any, context: dict[str, Any]) -> None:
+    """asyncio's own handler prints the task with its exception, and so the exception's text."""
+    log.error("event loop: %s", context.get("message"), exc_info=context.get("exception"))
+
+
+def _log_the_end(kind: type[BaseException], error: BaseException, trace: Any) -> None:
+    if issubclass(kind, KeyboardInterrupt):
+        sys.__excepthook__(kind, error, trace)
+    else:
+        log.critical("the process ends", exc_info=error)
+
+
+class _Text(logging.Formatter):
+    """Every logger's, of libraries too: a traceback without the texts of its exceptions (`reasons.py`)."""
+
+    def formatException(self, ei: Any) -> str:
+        return stack(ei[1])
+
+
+class _Json(_Text):
     def format(self, record: logging.LogRecord) -> str:
         said = {"time": self.formatTime(record), "level": record.levelname, "logger": record.name}
         said["message"] = record.getMessage()

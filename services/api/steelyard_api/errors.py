@@ -13,7 +13,8 @@ from starlette.exceptions import HTTPException
 from starlette.routing import Match
 from starlette.types import Scope
 
-from steelyard.store.database import reason, sqlstate, temporary
+from steelyard.reasons import reason, sqlstate
+from steelyard.store.database import temporary
 
 log = logging.getLogger(__name__)
 METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
@@ -59,7 +60,9 @@ def install(app: FastAPI) -> None:
 
 def broken(scope: Scope, e: Exception) -> Response:
     """The last resort. Whoever calls it sees to it that the answer has the id that is logged here."""
-    log.error("%s %s failed, request %s", scope["method"], scope["path"], scope.get("request_id"), exc_info=e)
+    # The route and not the path: ids of sessions are users' words.
+    route = getattr(scope.get("route"), "path", "an unknown route")
+    log.error("%s %s failed, request %s", scope["method"], route, scope.get("request_id"), exc_info=e)
     return answer(500, "Internal error; it has been logged with this request's X-Request-ID")
 
 

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from steelyard.kafka import Cluster, Publisher
+from steelyard.reasons import reason
 from steelyard.service import Service
 from steelyard.store.database import Database
 from steelyard.store.outbox import Relay
@@ -38,7 +39,7 @@ async def _relay(cluster: Cluster, database: Database) -> None:
             await publisher.start()
             break
         except Exception as e:
-            log.warning("api: waiting for Kafka: %s", e)
+            log.warning("api: waiting for Kafka: %s", reason(e))
             await publisher.stop()
             await asyncio.sleep(1.0)
     try:

@@ -50,9 +50,11 @@ class RequestId:
 
         # The caller's trace goes on through whatever the request announces.
         received = [(k.decode("latin-1"), v) for k, v in scope["headers"]]
-        with telemetry.continued(f"{scope['method']} {scope['path']}", received, SpanKind.SERVER):
+        with telemetry.continued(scope["method"], received, SpanKind.SERVER) as span:
             try:
                 await self._app(scope, receive, respond)
+                if route := getattr(scope.get("route"), "path", None):
+                    span.update_name(f"{scope['method']} {route}")  # not the path: ids of sessions are users' words
             except Exception as e:
                 if begun:
                     raise

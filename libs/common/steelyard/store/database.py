@@ -16,6 +16,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_en
 from sqlalchemy.pool import ConnectionPoolEntry
 
 from steelyard.errors import Later
+from steelyard.reasons import reason as reason
+from steelyard.reasons import sqlstate as sqlstate
 
 Tx = AsyncConnection
 # Connection trouble, shutdown, serialization, deadlock, out of resources, lock not available.
@@ -34,6 +36,7 @@ class Database:
             driver(url),
             pool_size=pool,
             max_overflow=0,
+            hide_parameters=True,  # they are users' data, and an error's text travels
             pool_timeout=10,
             json_serializer=dumps,
             json_deserializer=orjson.loads,
@@ -110,17 +113,6 @@ _ENTER = text("SELECT set_config('steelyard.project', :project, true)")
 def driver(url: str) -> str:
     """Any of the usual spellings, for SQLAlchemy on asyncpg."""
     return "postgresql+asyncpg://" + url.split("://", 1)[1]
-
-
-def reason(error: BaseException) -> str:
-    """One line without the statement and its values: those are users' data."""
-    inner = getattr(error, "orig", None) or error
-    return (str(inner).splitlines() or [type(inner).__name__])[0]
-
-
-def sqlstate(error: BaseException) -> str | None:
-    inner = getattr(error, "orig", None) or error
-    return getattr(inner, "sqlstate", None) or getattr(inner, "pgcode", None)
 
 
 def temporary(error: BaseException) -> bool:

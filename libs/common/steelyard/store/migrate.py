@@ -12,8 +12,9 @@ from sqlalchemy import Connection, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import create_async_engine
 
+from steelyard.reasons import reason, sqlstate
 from steelyard.settings import Settings, from_environment
-from steelyard.store.database import driver, reason, sqlstate
+from steelyard.store.database import driver
 from steelyard.store.tables import TENANT_TABLES
 
 API, WORKER = "steelyard_api", "steelyard_worker"
@@ -23,7 +24,7 @@ LOCK = 5_157_201
 
 async def migrate(owner_url: str, api_url: str, worker_url: str) -> None:
     """Repeatable: what is there stays, what is missing is made."""
-    engine = create_async_engine(driver(owner_url))
+    engine = create_async_engine(driver(owner_url), hide_parameters=True)
     try:
         for name, url in ((API, api_url), (WORKER, worker_url)):
             await _role(owner_url, name, unquote(urlsplit(url).password or ""))
