@@ -6,7 +6,8 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, func, literal, select, text, tuple_
+from sqlalchemy import ColumnElement, Uuid, any_, cast, func, literal, select, text, tuple_
+from sqlalchemy.dialects.postgresql import ARRAY
 
 from steelyard.store.database import Tx, dumps
 from steelyard.store.scores import narrowed
@@ -53,7 +54,8 @@ async def page(
     total = (await tx.execute(select(func.count()).select_from(SessionScore).where(*where))).scalar_one()
     # What is skipped is read in the index alone: the rows are long.
     newest = select(_S.id).where(*where).order_by(_S.created_at.desc(), _S.id).limit(limit).offset(offset)
-    shown = select(*_SHOWN).where(_S.id.in_((await tx.execute(newest)).scalars().all()))
+    ids = (await tx.execute(newest)).scalars().all()
+    shown = select(*_SHOWN).where(_S.id == any_(cast(ids, ARRAY(Uuid))))
     return [dict(r._mapping) for r in await tx.execute(shown.order_by(_S.created_at.desc(), _S.id))], total
 
 

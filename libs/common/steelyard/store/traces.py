@@ -6,7 +6,8 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Select, func, select, text
+from sqlalchemy import Select, Uuid, any_, cast, func, select, text
+from sqlalchemy.dialects.postgresql import ARRAY
 from sqlmodel import col
 
 from steelyard.filters import TraceFilters
@@ -217,7 +218,8 @@ async def sizes(
 ) -> tuple[float, int | None]:
     """Bytes of a trace with its spans, on average and at most, of the newest ones that a run would mean; None for the
     most where not all of them were looked at."""
-    where = [_T.project_id == project, *(filters.sql() if filters else [_T.trace_id.in_(ids)])]
+    these = filters.sql() if filters else [_T.trace_id == any_(cast(list(ids), ARRAY(Uuid)))]
+    where = [_T.project_id == project, *these]
     newest = select(_T.trace_id).where(*where).order_by(_T.started_at.desc()).limit(most + 1)
     return await sizes_of(tx, [r.trace_id for r in await tx.execute(newest)], most)
 
