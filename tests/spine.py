@@ -68,8 +68,8 @@ class Spine:
         service.parts = [p for p in service.parts if p is not self.database]
         self.running[name] = stop, asyncio.create_task(service.run(self.settings, self.cluster, relay, stop))
 
-    def start_resolver(self, name: str = "resolver") -> None:
-        self.start(name, resolver(self.settings, self.cluster, self.database))
+    def start_resolver(self, name: str = "resolver", **more: Any) -> None:
+        self.start(name, resolver(self.settings, self.cluster, self.database, **more))
 
     def start_judge(self, score: Scorer, name: str = "judge") -> None:
         self.start(name, judge(self.settings.judge_slots, self.database, score), relays=False)

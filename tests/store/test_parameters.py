@@ -5,8 +5,9 @@ from pathlib import Path
 from uuid import uuid4
 
 import pytest
-from sqlalchemy import select
-from sqlalchemy.dialects.postgresql import asyncpg
+from sqlalchemy import ColumnElement, select
+from sqlalchemy.dialects.postgresql.asyncpg import PGDialect_asyncpg
+from sqlalchemy.sql.compiler import SQLCompiler
 
 import steelyard
 from addresses import Urls
@@ -15,19 +16,14 @@ from steelyard.filters import SessionRunFilters, TraceFilters
 from steelyard.store import session_scores, sessions, traces
 from steelyard.store.database import Database
 
+POSTGRES = PGDialect_asyncpg()  # type: ignore[no-untyped-call]
 COMMON = Path(steelyard.__file__).parent
 MANY = tuple(f"tag {n}" for n in range(40_000))
 
 
-def parameters(*where: object) -> int:
-    compiled = (
-        select(1)
-        .where(*where)
-        .compile(  # type: ignore[arg-type]
-            dialect=asyncpg.dialect(),
-            compile_kwargs={"render_postcompile": True},  # type: ignore[no-untyped-call]
-        )
-    )
+def parameters(*where: ColumnElement[bool]) -> int:
+    compiled = select(1).where(*where).compile(dialect=POSTGRES, compile_kwargs={"render_postcompile": True})
+    assert isinstance(compiled, SQLCompiler)
     return len(compiled.positiontup or ())
 
 

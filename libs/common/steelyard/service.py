@@ -20,6 +20,7 @@ from faststream import AckPolicy
 from faststream.kafka import KafkaBroker, KafkaMessage
 
 from steelyard import telemetry
+from steelyard.bulkhead import note
 from steelyard.delivery import Delivery, Handler, MostlyFailing
 from steelyard.errors import Later
 from steelyard.events import Event
@@ -81,7 +82,9 @@ class Service:
     _handlers: dict[str, tuple[Handler, Flow]] = field(default_factory=dict)
     _windows: list[tuple[Handler, Flow, int]] = field(default_factory=list)
     _followers: list[tuple[Handler, Flow]] = field(default_factory=list)
-    _loops: list[tuple[Callable[[Any], Awaitable[bool]], float, "asyncio.Event | None"]] = field(default_factory=list)
+    _loops: list[tuple[str, Callable[[Any], Awaitable[bool]], float, "asyncio.Event | None"]] = field(
+        default_factory=list
+    )
 
     def on(self, handler: H) -> H:
         """Events of one topic, one after the other, or as many as there are where it takes a Sequence."""
@@ -115,7 +118,7 @@ class Service:
         def register(turn: H) -> H:
             self._note(turn)
             publishes = any(get_origin(hint) is Publish for hint in get_type_hints(turn).values())
-            self._loops.append((turn if publishes else lambda _: turn(), every, bell))
+            self._loops.append((turn.__name__, turn if publishes else lambda _: turn(), every, bell))
             return turn
 
         return register
@@ -184,8 +187,8 @@ class _Running:
             await self._patiently(partial(self._open_window, handler, flow, slots), "the consumer")
         if self._service._handlers:
             await self._patiently(self._open_subscribers, "the consumers")
-        for turn, every, bell in self._service._loops:
-            self._spawn(self._turning(turn, every, bell))
+        for name, turn, every, bell in self._service._loops:
+            self._spawn(self._turning(name, turn, every, bell))
         self._ready = True
         log.info("%s: ready, pid %d", self._service.name, os.getpid())
 
@@ -289,8 +292,10 @@ class _Running:
         return window
 
     async def _turning(
-        self, turn: Callable[[Any], Awaitable[bool]], every: float, bell: "asyncio.Event | None"
+        self, name: str, turn: Callable[[Any], Awaitable[bool]], every: float, bell: "asyncio.Event | None"
     ) -> None:
+        """For ever: an error that does not pass is seen in log and metrics, and keeps neither this loop's later turns nor the
+        service's other loops from their work."""
         publish: Publish[Any] = Publish(self._publisher)
         tries = 0
         while True:
@@ -299,9 +304,10 @@ class _Running:
                 again = await turn(publish)
                 tries = 0
             except Exception as e:
-                if not isinstance(e, Later | KafkaError) and not temporary(e):
-                    raise
-                log.warning("%s: %s, again in a moment", self._service.name, reason(e))
+                if isinstance(e, Later | KafkaError) or temporary(e):
+                    log.warning("%s: %s, again in a moment", self._service.name, reason(e))
+                else:
+                    note(self._service.name, "loop", name, e)
                 tries += 1
                 await asyncio.sleep(min(10.0, 0.2 * 2**tries))
             if not again:

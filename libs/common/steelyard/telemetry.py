@@ -20,6 +20,11 @@ HANDLED = Counter("steelyard_messages_total", "Messages handled", ["service", "e
 PUBLISHED = Counter("steelyard_published_total", "Messages published", ["event"])
 DEAD_LETTERS = Counter("steelyard_dead_letters_total", "Messages moved to the dead letters", ["service", "topic"])
 WAITED = Counter("steelyard_later_total", "Times a message had to wait for a dependency", ["service", "event"])
+TURNS_FAILED = Counter(
+    "steelyard_turns_failed_total",
+    "Turns of a run, a model or a chore that an error ended while the others went on",
+    ["service", "turn", "error"],
+)
 SECONDS = Histogram(
     "steelyard_handle_seconds",
     "Time a handler took",

@@ -1,6 +1,7 @@
 """RunRequested wakes two loops: one expands runs into pairs, the other keeps the judges' window full."""
 
 import asyncio
+from collections.abc import Sequence
 
 from steelyard.events import ProviderClosed, RunExpanded, RunFinished, RunRequested, TraceJob, TraceScored
 from steelyard.kafka import Cluster
@@ -12,19 +13,21 @@ from steelyard.store.ledger import REFILL
 from steelyard.store.outbox import Outbox
 from steelyard_resolver.closings import Closings
 from steelyard_resolver.dispatch import Dispatcher
-from steelyard_resolver.expand import Expander
+from steelyard_resolver.expand import BACKOFF_SECONDS, Expander
 from steelyard_resolver.overdue import Overdue
 from steelyard_resolver.readers import SharedReaders
 
 
-def resolver(settings: Settings, cluster: Cluster, database: Database) -> Service:
+def resolver(
+    settings: Settings, cluster: Cluster, database: Database, backoff: Sequence[float] = BACKOFF_SECONDS
+) -> Service:
     """Any number may run: what a run's turn needs is locked in the ledger, and nothing lives in memory alone."""
     service = Service("resolver")
     asked, room = asyncio.Event(), asyncio.Event()
     readers = SharedReaders(cluster, settings.judge_slots)
     bells = Bells(settings.worker_database_url.get_secret_value(), {REFILL: room})
     service.parts += [database, readers, bells]
-    expander = Expander(database)
+    expander = Expander(database, backoff=backoff)
     closings = Closings()
     dispatcher = Dispatcher(database, readers, closings)
     late = Overdue(database, readers, settings.redispatch_seconds)

@@ -22,7 +22,10 @@ from steelyard.reasons import sqlstate as sqlstate
 Tx = AsyncConnection
 # Connection trouble, shutdown, serialization, deadlock, out of resources, lock not available.
 PASSING = ("08", "57P", "40001", "40P01", "53", "55P03")
-HEAD = "0005"
+# The database itself is away, full, broken, lets nobody in or lets nobody write: whatever is asked of it, by whomever.
+AWAY = ("08", "25006", "28", "53", "57P", "58")
+CONTENDED = ("40001", "40P01", "55P03")
+HEAD = "0006"
 RESTED_SECONDS = 1.0
 
 
@@ -124,6 +127,21 @@ def temporary(error: BaseException) -> bool:
     if isinstance(error, exc.DBAPIError) and (error.connection_invalidated or isinstance(error, exc.InterfaceError)):
         return True
     return (sqlstate(error) or "").startswith(PASSING)
+
+
+def away(error: BaseException) -> bool:
+    """Whether any statement would have met this error, and not the one that did. An error of the driver on a connection
+    that lives, like too many parameters, is the statement's own."""
+    if isinstance(error, exc.DBAPIError):
+        return error.connection_invalidated or (sqlstate(error) or "").startswith(AWAY)
+    if isinstance(error, exc.TimeoutError | asyncpg.InterfaceError | OSError):
+        return True
+    return (sqlstate(error) or "").startswith(AWAY)
+
+
+def contended(error: BaseException) -> bool:
+    """Somebody else was in the way: it says nothing of the statement, nor of the database."""
+    return (sqlstate(error) or "").startswith(CONTENDED)
 
 
 def dumps(value: Any) -> str:

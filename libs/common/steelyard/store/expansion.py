@@ -37,6 +37,7 @@ class Unexpanded:
     cursor: str | None
     parent: UUID | None = None
     of_sessions: bool = False
+    failures: int = 0
 
 
 async def next_unexpanded(tx: Tx, skip: Sequence[UUID] = ()) -> Unexpanded | None:
@@ -47,7 +48,7 @@ async def next_unexpanded(tx: Tx, skip: Sequence[UUID] = ()) -> Unexpanded | Non
             if again is not None:
                 return Unexpanded(
                     r.id, r.project_id, r.filters, r.sampling_rate, r.metric_names, r.snapshot,
-                    again.targets_written, again.cursor, r.parent_run_id, r.target_type == SESSIONS,
+                    again.targets_written, again.cursor, r.parent_run_id, r.target_type == SESSIONS, again.expansion_failures,
                 )  # fmt: skip
     return None
 
@@ -119,6 +120,13 @@ async def failures(tx: Tx, run_id: UUID) -> tuple[int, int, list[str]]:
     return int(row.failed), int(row.traces), list(row.metrics or ())
 
 
+async def put_off(tx: Tx, run: Unexpanded, seconds: float, counts: bool) -> int | None:
+    """After a page that failed, in a transaction of its own, so that it is written by a database that works: nobody tries the
+    run for so long. How many failures there are now; None when another resolver counted the same one."""
+    given = {"run": run.run_id, "seen": run.failures, "seconds": seconds, "counts": counts}
+    return (await tx.execute(_PUT_OFF, given)).scalar()
+
+
 async def expanded(tx: Tx, run_id: UUID) -> None:
     await tx.execute(_EXPANDED, {"run": run_id})
 
@@ -137,12 +145,25 @@ _UNEXPANDED = text(
     """
     SELECT id, project_id, filters, sampling_rate, metric_names, snapshot, parent_run_id, target_type FROM runs
     WHERE status IN ('PENDING', 'RUNNING') AND NOT expanded AND deleted_at IS NULL AND id <> ALL(CAST(:skip AS uuid[]))
+        AND coalesce(expand_after <= now(), true)
     ORDER BY created_at, id LIMIT 20
     """
 )
 # Another lock than the dispatcher's: what is written can be sent while the next page is being written.
 _LOCK_EXPANSION = text("SELECT pg_try_advisory_xact_lock(hashtextextended(:id, 8))")
-_STILL_UNEXPANDED = text("SELECT targets_written, cursor FROM runs WHERE id = :id AND NOT expanded")
+_STILL_UNEXPANDED = text(
+    """
+    SELECT targets_written, cursor, expansion_failures FROM runs
+    WHERE id = :id AND NOT expanded AND coalesce(expand_after <= clock_timestamp(), true)
+    """
+)
+_PUT_OFF = text(
+    """
+    UPDATE runs SET expansion_failures = expansion_failures + CAST(:counts AS bool)::int,
+        expand_after = clock_timestamp() + make_interval(secs => :seconds)
+    WHERE id = :run AND NOT expanded AND expansion_failures = :seen RETURNING expansion_failures
+    """
+)
 _TARGETS_WRITTEN = text(
     """
     UPDATE runs SET targets_written = true, total_targets = :count, "left" = "left" + :count WHERE id = :run
@@ -200,7 +221,8 @@ _FAILURES = text(
 )
 _CURSOR = text(
     """
-    UPDATE runs SET cursor = :cursor, status = 'RUNNING', total_targets = total_targets - :gone, "left" = "left" - :gone
+    UPDATE runs SET cursor = :cursor, status = 'RUNNING', expansion_failures = 0,
+        total_targets = total_targets - :gone, "left" = "left" - :gone
     WHERE id = :run AND status IN ('PENDING', 'RUNNING')
     """
 )

@@ -305,6 +305,8 @@ class Run(SQLModel, table=True):
     targets_written: bool = Field(default=False, sa_column_kwargs={"server_default": text("false")})
     expanded: bool = Field(default=False, sa_column_kwargs={"server_default": text("false")})
     cursor: str | None = _text(nullable=True)
+    expansion_failures: int = _count()
+    expand_after: datetime | None = _when(nullable=True)
     created_at: datetime = _when(now=True)
     completed_at: datetime | None = _when(nullable=True)
     deleted_at: datetime | None = _when(nullable=True)
