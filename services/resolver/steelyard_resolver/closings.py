@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from itertools import groupby
 
+from steelyard.bulkhead import Bulkheads
 from steelyard.clock import Clock, utc_now
 from steelyard.events import ProviderClosed
 from steelyard.store import ledger
@@ -22,6 +23,7 @@ class Closings:
         self._clock = clock
         self._newest: dict[str, ProviderClosed] = {}
         self._unwritten: set[str] = set()
+        self._models = Bulkheads("resolver", "closing")
 
     def hear(self, event: ProviderClosed) -> None:
         self._newest[event.model] = event
@@ -40,11 +42,17 @@ class Closings:
         """Whether any run was paused or goes on. A transaction for each model, so that no two of them lock runs in
         another order than settling does."""
         unwritten, self._unwritten = self._unwritten, set()
+        by_model, changed = _by_model(found), False
         try:
-            return any([await self._write(database, m, some, m in unwritten) for m, some in _by_model(found).items()])
-        except BaseException:
-            self._unwritten |= unwritten
-            raise
+            for model, some in by_model.items():
+                if self._models.closed(model):
+                    continue
+                with self._models.around(model):
+                    changed |= await self._write(database, model, some, model in unwritten)
+                    unwritten.discard(model)
+        finally:
+            self._unwritten |= unwritten & set(by_model)
+        return changed
 
     async def _write(self, database: Database, model: str, some: Sequence[ledger.Demand], anew: bool) -> bool:
         held, said = [d for d in some if d.paused_why], self._newest.get(model)

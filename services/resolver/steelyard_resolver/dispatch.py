@@ -7,6 +7,7 @@ import time
 from collections.abc import Sequence
 from uuid import UUID
 
+from steelyard.bulkhead import Bulkheads
 from steelyard.errors import Later
 from steelyard.events import Owed, TraceJob, TraceScored
 from steelyard.runs import PairState, shares, window
@@ -32,6 +33,7 @@ class Dispatcher:
     def __init__(self, database: Database, readers: SharedReaders, closings: Closings) -> None:
         self._database, self._readers, self._closings = database, readers, closings
         self._pace = _Pace()
+        self._runs = Bulkheads("resolver", "dispatch")
 
     async def turn(self, publish: Publish[TraceJob | TraceScored]) -> bool:
         """True when something was released, so that the next turn looks at once."""
@@ -40,24 +42,33 @@ class Dispatcher:
         if await self._closings.write(self._database, found):
             found = await self._demands(slots)
         total = window(slots, self._pace.of({d.run_id: d.settled for d in found}), REFILL_SECONDS)
-        given = shares(total, {d.run_id: self._wanted(d) for d in found})
+        given = shares(total, {d.run_id: self._share_of(d) for d in found})
+        going = [d for d in found if not self._runs.closed(d.run_id)]
         released = 0
-        for demand in found:
-            if demand.stopping or demand.broke():
-                released += await self._close(demand, publish)
-            elif demand.ready and given[demand.run_id] > demand.in_flight:
-                released += await self._refill(demand, given[demand.run_id], publish)
-        for demand in self._to_probe(found):
-            released += await self._probe(demand, publish)
+        for demand in going:
+            with self._runs.around(demand.run_id):
+                released += await self._serve(demand, given[demand.run_id], publish)
+        for demand in self._to_probe(going):
+            with self._runs.around(demand.run_id):
+                released += await self._probe(demand, publish)
+        self._runs.keep({d.run_id for d in found})
         return released > 0
 
     async def _demands(self, slots: int) -> list[ledger.Demand]:
         async with self._database.begin() as tx:
             return await ledger.demands(tx, most=4 * slots)
 
-    def _wanted(self, d: ledger.Demand) -> int:
-        """A run whose model takes no calls keeps what is under way; its share of the window is the others'."""
-        if d.paused_why or self._closings.closed(d.model):
+    async def _serve(self, demand: ledger.Demand, share: int, publish: Publish[TraceJob | TraceScored]) -> int:
+        if demand.stopping or demand.broke():
+            return await self._close(demand, publish)
+        if demand.ready and share > demand.in_flight:
+            return await self._refill(demand, share, publish)
+        return 0
+
+    def _share_of(self, d: ledger.Demand) -> int:
+        """A run that cannot be served now, or whose model takes no calls, keeps what is under way; its share of the window
+        is the others'."""
+        if d.paused_why or self._closings.closed(d.model) or self._runs.closed(d.run_id):
             return d.in_flight
         return min(d.in_flight + d.ready, d.affordable())
 

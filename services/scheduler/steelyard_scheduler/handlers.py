@@ -1,13 +1,15 @@
 """The clock's loops: it looks at the ledger and tells, it tidies up, and it relays what a dead service left behind."""
 
 import logging
+from collections.abc import Awaitable, Callable, Mapping
 
 from prometheus_client import Gauge
 
+from steelyard.bulkhead import Bulkheads
 from steelyard.service import Service
 from steelyard.settings import Settings
 from steelyard.store import answers, once, scores, tidying, usage
-from steelyard.store.database import Database
+from steelyard.store.database import Database, Tx
 
 log = logging.getLogger(__name__)
 LOOK_EVERY = 10.0
@@ -30,9 +32,22 @@ CENSUS = {
 }
 
 
+async def _requests(tx: Tx, _: Settings) -> int:
+    await usage.forget(tx)
+    return await once.forget(tx, REMEMBERED_HOURS, PAGE)
+
+
+CHORES: Mapping[str, Callable[[Tx, Settings], Awaitable[int]]] = {
+    "pairs of old runs": lambda tx, s: tidying.prune(tx, s.ledger_days, PAGE),
+    "scores whose trace never came": lambda tx, _: scores.prune_parked(tx, PARKED_HOURS, PAGE),
+    "answers to old requests": _requests,
+    "judges' replies": lambda tx, s: answers.forget(tx, s.ledger_days, PAGE),
+}
+
+
 def scheduler(settings: Settings, database: Database) -> Service:
     """Several may run: counting is harmless, and pruning takes rows in pages that do not wait for each other."""
-    service = Service("scheduler")
+    service, chores = Service("scheduler"), Bulkheads("scheduler", "tidying")
     service.parts.append(database)
 
     @service.loop(every=LOOK_EVERY)
@@ -45,20 +60,16 @@ def scheduler(settings: Settings, database: Database) -> Service:
 
     @service.loop(every=TIDY_EVERY)
     async def tidy() -> bool:
-        """In pages, each its own transaction: a large clean-up never holds up the work."""
-        async with database.begin() as tx:
-            pairs = await tidying.prune(tx, settings.ledger_days, PAGE)
-        async with database.begin() as tx:
-            parked = await scores.prune_parked(tx, PARKED_HOURS, PAGE)
-        async with database.begin() as tx:
-            requests = await once.forget(tx, REMEMBERED_HOURS, PAGE)
-            await usage.forget(tx)
-        async with database.begin() as tx:
-            replies = await answers.forget(tx, settings.ledger_days, PAGE)
-        if pairs or parked or requests or replies:
-            said = "pruned %d pairs of old runs, %d scores whose trace never came, %d answers to old requests, %d judges' replies"
-            log.info(said, pairs, parked, requests, replies)
-        return PAGE in (pairs, parked, requests, replies)
+        """In pages, each its own transaction: a large clean-up never holds up the work, nor does one that fails another."""
+        pruned = dict.fromkeys(CHORES, 0)
+        for what, chore in CHORES.items():
+            if not chores.closed(what):
+                with chores.around(what):
+                    async with database.begin() as tx:
+                        pruned[what] = await chore(tx, settings)
+        if any(pruned.values()):
+            log.info("pruned %s", ", ".join(f"{n} {what}" for what, n in pruned.items() if n))
+        return PAGE in pruned.values()
 
     @service.loop(every=SWEEP_EVERY)
     async def sweep() -> bool:

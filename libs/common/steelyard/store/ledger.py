@@ -52,6 +52,8 @@ class Demand:
         """How many pairs may be under way at once: each could cost as much as it ever can, and what is spent is spent."""
         if self.max_cost_usd is None or not self.pair_cost_usd:
             return self.in_flight + self.ready
+        if not math.isfinite(self.max_cost_usd - self.spent):
+            return 0
         return max(0, math.floor((self.max_cost_usd - self.spent) / self.pair_cost_usd + 1e-9))
 
     def broke(self) -> bool:
