@@ -12,6 +12,7 @@ from sqlalchemy import text
 
 from addresses import Urls
 from eventually import eventually
+from steelyard.clock import Clock, utc_now
 from steelyard.events import RunRequested
 from steelyard.filters import TraceFilters
 from steelyard.kafka import Cluster
@@ -71,8 +72,8 @@ class Spine:
     def start_resolver(self, name: str = "resolver", **more: Any) -> None:
         self.start(name, resolver(self.settings, self.cluster, self.database, **more))
 
-    def start_judge(self, score: Scorer, name: str = "judge") -> None:
-        self.start(name, judge(self.settings.judge_slots, self.database, score), relays=False)
+    def start_judge(self, score: Scorer, name: str = "judge", clock: Clock = utc_now) -> None:
+        self.start(name, judge(self.settings.judge_slots, self.database, score, clock=clock), relays=False)
 
     def start_aggregator(self, name: str = "aggregator") -> None:
         self.start(name, aggregator(self.settings, self.database))

@@ -50,18 +50,28 @@ def test_a_score_beats_a_deferral_and_the_first_score_later_ones() -> None:
 
 def test_a_stale_deferral_changes_nothing_and_a_late_score_counts() -> None:
     key = (RUN, TRACE, "m")
-    assert settle([pair(dispatch_no=2)], {key: deferred(1)}, 5) == ([], [])
-    assert settle([pair(status="owed")], {key: deferred(1)}, 5) == ([], [])
-    settled, _ = settle([pair(dispatch_no=7, status="owed")], {key: scored(0.5)}, 5)
+    assert settle([pair(dispatch_no=2)], {key: deferred(1)}, 5, SOON) == ([], [])
+    assert settle([pair(status="owed")], {key: deferred(1)}, 5, SOON) == ([], [])
+    settled, _ = settle([pair(dispatch_no=7, status="owed")], {key: scored(0.5)}, 5, SOON)
     assert [s.value for s in settled] == [0.5]
 
 
 def test_attempts_that_were_not_the_pairs_own_do_not_count() -> None:
     key = (RUN, TRACE, "m")
-    _, postponed = settle([pair(attempts=4)], {key: deferred(counts=False)}, 5)
+    _, postponed = settle([pair(attempts=4)], {key: deferred(counts=False)}, 5, SOON)
     assert [p.attempts for p in postponed] == [4]
-    settled, postponed = settle([pair(attempts=4)], {key: deferred()}, 5)
+    settled, postponed = settle([pair(attempts=4)], {key: deferred()}, 5, SOON)
     assert [s.outcome for s in settled] == ["FAILED"] and postponed == []
+
+
+def test_a_deferral_lasts_as_long_as_it_says_whatever_the_clocks_and_an_hour_at_most() -> None:
+    key, years = (RUN, TRACE, "m"), timedelta(days=2000)
+    for says, lasts in ((7.0, 7.0), (-1.0, 0.0), (90_000.0, 3600.0)):
+        for now in (SOON - years, SOON, SOON + years):
+            late = deferred().model_copy(update={"after": says})
+            assert [p.seconds for p in settle([pair()], {key: late}, 5, now)[1]] == [lasts]
+    _, (of_the_release_before,) = settle([pair()], {key: deferred(minutes=2)}, 5, SOON)
+    assert of_the_release_before.seconds == 120
 
 
 @given(st.integers(1, 2000), st.dictionaries(st.uuids(), st.integers(0, 5000), min_size=1, max_size=20))

@@ -1,5 +1,6 @@
 """What each process hears of a broadcast: all of it, from its beginning, before it is ready, and on from there."""
 
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
@@ -45,6 +46,21 @@ async def test_each_follower_hears_everything_before_it_is_ready_and_what_comes_
         await eventually(lambda: heard == (["a", "b", "c"],) * 2, "both hear what is said now")
     for f in followers:
         await f.stop()
+
+
+async def test_a_closing_of_an_hour_ago_is_over_for_a_process_that_starts_now_and_one_that_comes_counts_in_full(
+    topics: Cluster,
+) -> None:
+    heard = list[ProviderClosed]()
+    async with publishing(topics) as publisher:
+        await publisher.publish([closed("old")])
+        follower = Following(topics, ProviderClosed, heard.append, clock=lambda: time.time() + 3600)
+        await follower.start()
+        assert [e.seconds < 1 and not e.opens for e in heard] == [True]
+        await publisher.publish([closed("new")])
+        await eventually(lambda: len(heard) == 2, "what comes now is heard")
+        assert heard[1].seconds == 30, "whatever the clocks say"
+    await follower.stop()
 
 
 async def test_what_cannot_be_read_or_handled_keeps_nobody_from_the_rest(topics: Cluster) -> None:

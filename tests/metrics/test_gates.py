@@ -5,11 +5,13 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
+from eventually import eventually
 from steelyard.errors import Later
 from steelyard.events import ProviderClosed
 from steelyard.settings import Settings
 from steelyard_judge.gates import Exhausted, Gates, Shut
 from steelyard_judge.model import Gateway
+from steelyard_resolver.closings import Closings
 
 NOW = datetime(2026, 11, 21, 12, tzinfo=UTC)
 A = "openai 1"
@@ -89,13 +91,34 @@ async def test_what_is_heard_closes_the_gate_and_a_shorter_word_does_not_open_it
     assert event.until > NOW + timedelta(seconds=55), "who heard the shorter word alone is corrected"
 
 
-async def test_a_clock_that_is_wrong_closes_for_an_hour_at_most_and_what_is_past_does_not_close() -> None:
+@pytest.mark.parametrize("skew", [-7200, -120, 0, 3600])
+async def test_a_sender_whose_clock_is_wrong_closes_for_as_long_as_it_says(skew: int) -> None:
+    some, before = gates(), time.monotonic()
+    some.hear(closed(60 + skew, at=skew))
+    assert before + 60 <= some.of(A).until <= time.monotonic() + 60
+
+
+async def test_nothing_closes_for_longer_than_an_hour_and_what_is_over_when_it_is_heard_does_not_close() -> None:
     some = gates()
     some.hear(closed(90_000))
     assert some.of(A).until <= time.monotonic() + 3600
     others = gates()
-    others.hear(closed(-5, at=-60))
+    over = closed(55).aged(56)
+    assert not over.opens, "over is no word that the quota is there again"
+    others.hear(over)
+    await eventually(lambda: others.of(A).until < time.monotonic(), "it is open")
     await passes(others)
+
+
+def test_the_dispatcher_keeps_to_a_closing_from_when_it_hears_it() -> None:
+    now = 1000.0
+    closings = Closings(lambda: now)
+    closings.hear(closed(3660, at=3600))
+    assert closings.closed("m") and closings.limited("m")
+    now += 59
+    assert closings.closed("m")
+    now += 2
+    assert not closings.closed("m")
 
 
 async def test_an_exhausted_quota_is_told_once_and_its_pairs_come_back_soon() -> None:

@@ -1,7 +1,7 @@
 """THE MAP: every message between the services, with its topic, key and partitions on the class."""
 
 from collections.abc import Mapping
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, ClassVar, Self
 from uuid import UUID
 
@@ -11,7 +11,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from steelyard.errors import Later, Never
 
 LARGEST = 256 * 1024
-LONGEST_CLOSED = 3600.0
+# No deferral and no closing is longer: whatever a sender's clock, a bug or a provider says.
+LONGEST_WAIT = 3600.0
 
 
 class Event(BaseModel):
@@ -52,6 +53,10 @@ class Event(BaseModel):
         if len(whole) > LARGEST:
             raise Oversize(f"{type(self).__name__} of {len(whole)} bytes; at most {LARGEST} travel in one message")
         return whole
+
+    def aged(self, seconds: float) -> Self:
+        """What it means to who hears it so much later; most messages mean the same."""
+        return self
 
     @classmethod
     def of(cls, fields: Mapping[str, Any]) -> Self:
@@ -149,7 +154,9 @@ class TraceScored(Event, topic="scores.trace", keyed_by="target", partitions=12)
 
 
 class TraceDeferred(Event, topic="scores.trace", keyed_by="target", partitions=12):
-    """Not now: the pair waits in the ledger until then. `counts` is False where the try was not the pair's own."""
+    """Not now: the pair waits in the ledger for `after` seconds, counted by the database's clock from when it is settled.
+    `counts` is False where the try was not the pair's own. `until` is the same by the judge's clock, for the release before,
+    and is read only where `after` is not there."""
 
     run_id: UUID
     project_id: UUID
@@ -160,6 +167,11 @@ class TraceDeferred(Event, topic="scores.trace", keyed_by="target", partitions=1
     until: datetime
     reason: str
     counts: bool = True
+    after: float | None = None
+
+    def seconds(self, now: datetime) -> float:
+        wait = (self.until - now).total_seconds() if self.after is None else self.after
+        return min(LONGEST_WAIT, max(0.0, wait))
 
 
 class RunExpanded(Event, topic="scores.trace", keyed_by="run_id", partitions=12):
@@ -178,8 +190,9 @@ class RunFinished(Event, topic="runs.finished", keyed_by="run_id", partitions=6)
 
 
 class ProviderClosed(Event, topic="providers.closed", keyed_by="account, model", partitions=1, compacted=True):
-    """A provider takes no call on this account for this model before `until`: each judge and each dispatcher keeps to it.
-    It is open again where `until` is not after `at`, when it was said. An account is a provider and a hash of its key."""
+    """A provider takes no call on this account for this model for as long as from `at` to `until`: each judge and each
+    dispatcher keeps to it. Both are the sender's times, and only what lies between them counts: whoever hears it counts from
+    then, by a clock of his own. It is open again where that is nothing. An account is a provider and a hash of its key."""
 
     account: str
     model: str
@@ -192,12 +205,13 @@ class ProviderClosed(Event, topic="providers.closed", keyed_by="account, model",
     def opens(self) -> bool:
         return self.until <= self.at
 
-    def seconds_left(self, now: datetime) -> float:
-        """By the reader's clock, and never more than an hour: the sender's may be wrong."""
-        return min(LONGEST_CLOSED, (self.until - now).total_seconds())
+    @property
+    def seconds(self) -> float:
+        return min(LONGEST_WAIT, max(0.0, (self.until - self.at).total_seconds()))
 
-    def says_more_than(self, said: "ProviderClosed | None") -> bool:
-        """Whether it closes for longer, by more than calls that were limited together differ."""
-        if said is None or (self.exhausted and not said.exhausted):
-            return True
-        return (self.until - said.until).total_seconds() > 1.0
+    def aged(self, seconds: float) -> Self:
+        """Over is not open: that is a word of its own."""
+        if self.opens:
+            return self
+        left = max(timedelta(microseconds=1), self.until - self.at - timedelta(seconds=seconds))
+        return self.model_copy(update={"until": self.at + left})

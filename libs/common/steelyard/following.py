@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -20,8 +21,10 @@ class Following:
     """No group, so nothing is shared and nothing committed: what is heard lives in memory, and is heard again by the next
     process. What cannot be read is left out: it would stop every process, and everyone that follows it."""
 
-    def __init__(self, cluster: Cluster, kind: type[Event], heard: Callable[[Any], Any]) -> None:
-        self._cluster, self._heard = cluster, heard
+    def __init__(
+        self, cluster: Cluster, kind: type[Event], heard: Callable[[Any], Any], clock: Callable[[], float] = time.time
+    ) -> None:
+        self._cluster, self._heard, self._clock, self._caught_up = cluster, heard, clock, False
         self._topic, self._partitions = cluster.topic(kind.topic), kind.partitions
         self._consumer: Any = None
         self.listening: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -37,6 +40,7 @@ class Following:
         await self._consumer.start()
         try:
             await self._catch_up()
+            self._caught_up = True
         except BaseException:
             await self._consumer.stop()
             raise
@@ -74,6 +78,11 @@ class Following:
             log.warning("%s at offset %d is not understood: %s", self._topic, record.offset, e)
             return
         try:
-            self._heard(event)
+            self._heard(event if self._caught_up else event.aged(self._age(record)))
         except Exception:
             log.exception("%s at offset %d", type(event).__name__, record.offset)
+
+    def _age(self, record: Any) -> float:
+        """How long ago an old message was sent, by two clocks: where they differ it counts as new, or as over, and whoever it
+        closes for finds out in its own time. What is heard as it comes has no age: no clock decides."""
+        return float(max(0.0, self._clock() - record.timestamp / 1000))

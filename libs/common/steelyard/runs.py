@@ -67,7 +67,7 @@ class Settled:
 @dataclass(frozen=True)
 class Postponed:
     pair: PairState
-    until: datetime
+    seconds: float
     attempts: int
     reason: str
 
@@ -90,9 +90,11 @@ def settle(
     pairs: Sequence[PairState],
     results: Mapping[Key, TraceScored | TraceDeferred],
     most_attempts: int,
+    now: datetime,
 ) -> tuple[list[Settled], list[Postponed]]:
     """What the results do to the pairs that are not settled. A score counts from anyone, a deferral only from the
-    current dispatch; a pair that was put off too often is not scored, and says why."""
+    current dispatch; a pair that was put off too often is not scored, and says why. `now` is for messages of the release
+    before, which name a time."""
     settled: list[Settled] = []
     postponed: list[Postponed] = []
     for pair in pairs:
@@ -105,7 +107,7 @@ def settle(
                 reason = f"gave up after {attempts} tries: {result.reason}"
                 settled.append(Settled(pair, None, reason, {"attempts": attempts}, None))
             else:
-                postponed.append(Postponed(pair, result.until, attempts, result.reason))
+                postponed.append(Postponed(pair, result.seconds(now), attempts, result.reason))
     return settled, postponed
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from uuid import UUID
 
+from steelyard.clock import utc_now
 from steelyard.events import RunExpanded, RunFinished, TraceDeferred, TraceScored
 from steelyard.runs import GONE, Settled, distinct, settle
 from steelyard.service import Service
@@ -42,7 +43,7 @@ async def settled_in(
     released = sorted({r.run_id for r in results if isinstance(r, RunExpanded)})
     runs = await settling.hold_runs(tx, list({key[0] for key in outcomes})) if outcomes else {}
     pairs = await settling.lock_unsettled(tx, sorted(key for key in outcomes if key[0] in runs)) if runs else []
-    settled, postponed = settle(pairs, outcomes, most_attempts)
+    settled, postponed = settle(pairs, outcomes, most_attempts, utc_now())
     there = await settling.hold_traces(tx, [(s.pair.trace_id, s.pair.project_id) for s in settled]) if settled else {}
     settled = [s if s.pair.trace_id in there else _gone(s) for s in settled]
     await settling.postpone(tx, postponed)

@@ -126,8 +126,8 @@ class Gates:
     clock: Clock = utc_now
     bell: asyncio.Event = field(default_factory=asyncio.Event)
     _gates: dict[str, Gate] = field(default_factory=dict)
-    # By account and model: the last that was said by anybody, and what nobody was told yet.
-    _said: dict[tuple[str, str], ProviderClosed] = field(default_factory=dict)
+    # By account and model: the last that was said by anybody with its end by this process's clock, and what nobody was told yet.
+    _said: dict[tuple[str, str], tuple[ProviderClosed, float]] = field(default_factory=dict)
     _untold: dict[tuple[str, str], ProviderClosed] = field(default_factory=dict)
     _probing: set[str] = field(default_factory=set)
 
@@ -158,15 +158,15 @@ class Gates:
         if account not in self._probing:
             return
         self._probing.discard(account)
-        closed = {m for (a, m), said in self._said.items() if a == account and said.exhausted}
+        closed = {m for (a, m), (said, _) in self._said.items() if a == account and said.exhausted}
         for each in sorted(closed | {model}):
             now = self.clock()
             self._say(ProviderClosed(account=account, model=each, at=now, until=now, why="it answers again"))
 
     def hear(self, event: ProviderClosed) -> None:
-        """Another process's clock may be wrong: nothing closes for longer than an hour."""
-        self._said[event.account, event.model] = event
-        gate, seconds = self.of(event.account), event.seconds_left(self.clock())
+        """For as long as it says, from now on: another process's clock may be wrong."""
+        gate, seconds = self.of(event.account), event.seconds
+        self._said[event.account, event.model] = event, time.monotonic() + seconds
         if event.opens:
             gate.refill()
         elif event.exhausted:
@@ -194,11 +194,17 @@ class Gates:
             account=account, model=model, at=now, until=now + timedelta(seconds=until - time.monotonic()),
             why=why, exhausted=gate.exhausted,
         )  # fmt: skip
-        if probed or said.says_more_than(self._said.get((account, model))):
+        if probed or self._is_news(said, until):
             self._say(said)
 
+    def _is_news(self, event: ProviderClosed, until: float) -> bool:
+        """Whether it closes for longer than what is known, by more than calls that were limited together differ."""
+        known, known_until = self._said.get((event.account, event.model), (None, 0.0))
+        return known is None or (event.exhausted and not known.exhausted) or until - known_until > 1.0
+
     def _say(self, event: ProviderClosed) -> None:
-        self._said[event.account, event.model] = self._untold[event.account, event.model] = event
+        self._untold[event.account, event.model] = event
+        self._said[event.account, event.model] = event, time.monotonic() + event.seconds
         self.bell.set()
 
 

@@ -10,7 +10,7 @@ from uuid import UUID
 
 from steelyard.clock import Clock, utc_now
 from steelyard.errors import Later
-from steelyard.events import Oversize, Owed, ProviderClosed, TraceDeferred, TraceJob, TraceScored
+from steelyard.events import LONGEST_WAIT, Oversize, Owed, ProviderClosed, TraceDeferred, TraceJob, TraceScored
 from steelyard.metrics import SESSION_SIGNALS
 from steelyard.metrics.judging import NotScored, Score
 from steelyard.runs import GONE
@@ -99,13 +99,11 @@ def judge(
             order = Order.of(job, owed, earlier)
             return _scored(job, owed, await _in_time(score(owed.metric, trace, order)), trace)
         except Later as e:
-            until = clock() + timedelta(seconds=e.after or _pause(owed.attempt))
-            return _deferred(job, owed, str(e), until, e.counts)
+            return _deferred(job, owed, str(e), e.after or _pause(owed.attempt), clock(), e.counts)
         except Exception as e:
             if temporary(e):
                 # Our own database or broker: no attempt of the pair's.
-                until = clock() + timedelta(seconds=_pause(owed.attempt))
-                return _deferred(job, owed, reason(e), until, counts=False)
+                return _deferred(job, owed, reason(e), _pause(owed.attempt), clock(), counts=False)
             # A bug of one metric ends its own pair and no other.
             log.exception("%s of trace %s", owed.metric, job.trace_id)
             return _scored(job, owed, NotScored(f"internal error: {type(e).__name__}"), trace)
@@ -143,7 +141,7 @@ def _scored(job: TraceJob, owed: Owed, answer: Score | NotScored, trace: Trace |
     return outcome
 
 
-def _deferred(job: TraceJob, owed: Owed, why: str, until: datetime, counts: bool) -> TraceDeferred:
+def _deferred(job: TraceJob, owed: Owed, why: str, seconds: float, now: datetime, counts: bool) -> TraceDeferred:
     return TraceDeferred(
         run_id=job.run_id,
         project_id=job.project_id,
@@ -151,7 +149,8 @@ def _deferred(job: TraceJob, owed: Owed, why: str, until: datetime, counts: bool
         trace_id=job.trace_id,
         metric=owed.metric,
         dispatch_no=owed.dispatch_no,
-        until=until,
+        after=seconds,
+        until=now + timedelta(seconds=min(LONGEST_WAIT, seconds)),
         reason=why[:500],
         counts=counts,
     )

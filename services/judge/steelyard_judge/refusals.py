@@ -2,6 +2,8 @@
 
 import contextlib
 import re
+from collections.abc import Mapping
+from datetime import datetime
 from email.utils import parsedate_to_datetime
 
 from steelyard.clock import utc_now
@@ -55,5 +57,12 @@ def retry_after(e: Exception) -> float:
         wait = float(str(said))
         return min(3600.0, max(0.5, wait))
     with contextlib.suppress(TypeError, ValueError):
-        wait = (parsedate_to_datetime(str(said)) - utc_now()).total_seconds()
+        wait = (parsedate_to_datetime(str(said)) - _answered_at(headers)).total_seconds()
     return min(3600.0, max(0.5, wait))
+
+
+def _answered_at(headers: Mapping[str, str]) -> datetime:
+    """By the clock that the date in Retry-After is of, where the answer says what time it was there."""
+    with contextlib.suppress(TypeError, ValueError):
+        return parsedate_to_datetime(str(headers.get("date") or headers.get("llm_provider-date")))
+    return utc_now()

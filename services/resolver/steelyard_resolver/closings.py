@@ -1,12 +1,11 @@
 """Which models take no calls now, as judges have told it, and what that makes of their runs in the ledger."""
 
 import logging
-from collections.abc import Mapping, Sequence
-from datetime import timedelta
+import time
+from collections.abc import Callable, Mapping, Sequence
 from itertools import groupby
 
 from steelyard.bulkhead import Bulkheads
-from steelyard.clock import Clock, utc_now
 from steelyard.events import ProviderClosed
 from steelyard.store import ledger
 from steelyard.store.database import Database
@@ -19,20 +18,24 @@ class Closings:
     starts hears it again. An exhausted quota is written down at the runs it holds, and there it holds for every resolver,
     until somebody tells that the model answers again."""
 
-    def __init__(self, clock: Clock = utc_now) -> None:
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
+        self._until: dict[str, float] = {}
         self._newest: dict[str, ProviderClosed] = {}
         self._unwritten: set[str] = set()
         self._models = Bulkheads("resolver", "closing")
 
     def hear(self, event: ProviderClosed) -> None:
-        self._newest[event.model] = event
+        self._newest[event.model], self._until[event.model] = event, self._clock() + event.seconds
         if event.exhausted:
             self._unwritten.add(event.model)
 
     def closed(self, model: str) -> bool:
-        said = self._newest.get(model)
-        return said is not None and said.seconds_left(self._clock()) > 0
+        return self._seconds_left(model) > 0
+
+    def _seconds_left(self, model: str) -> float:
+        """From when it was heard, by this process's clock."""
+        return self._until.get(model, 0.0) - self._clock()
 
     def limited(self, model: str) -> bool:
         """Closed, and not for want of quota: a probe would bring nothing."""
@@ -61,8 +64,8 @@ class Closings:
         if said and said.exhausted and self.closed(model):
             if not anew and len(held) == len(some):
                 return False
-            until = self._clock() + timedelta(seconds=said.seconds_left(self._clock()))
-            return await self._hold(database, ledger.Pause(model, said.why, until), anew)
+            pause = ledger.Pause(model, said.why, seconds=self._seconds_left(model))
+            return await self._hold(database, pause, anew)
         if held and len(held) < len(some):
             # A run that came while the model is being tried: it waits with the others for what comes of it.
             return await self._hold(
@@ -74,7 +77,7 @@ class Closings:
         async with database.begin() as tx:
             count = await ledger.pause(tx, pause, anew)
         if count:
-            log.warning("%d runs are paused until %s: %s", count, pause.until or "it is known", pause.why)
+            log.warning("%d runs are paused: %s", count, pause.why)
         return count > 0
 
     async def _go_on(self, database: Database, model: str) -> bool:

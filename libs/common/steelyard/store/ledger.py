@@ -72,11 +72,13 @@ class Taken:
 
 @dataclass(frozen=True)
 class Pause:
-    """`until` is None where the model is being tried."""
+    """For so many seconds by the database's clock, or until a time that the database named; neither where the model is being
+    tried."""
 
     model: str
     why: str
-    until: datetime | None
+    until: datetime | None = None
+    seconds: float | None = None
 
 
 async def demands(tx: Tx, most: int) -> list[Demand]:
@@ -92,7 +94,7 @@ async def stop(tx: Tx, run_id: UUID, why: str, said: str) -> bool:
 async def pause(tx: Tx, pause: Pause, anew: bool) -> int:
     """Unfinished runs of a model whose quota is exhausted are held; `anew` also those that are held already, because a
     probe failed. Returns how many changed. For their locks the dispatcher waits: what settles holds them for moments."""
-    given = {"model": pause.model, "why": pause.why, "until": pause.until, "anew": anew}
+    given = {"model": pause.model, "why": pause.why, "until": pause.until, "seconds": pause.seconds, "anew": anew}
     return (await tx.execute(_PAUSE, given)).rowcount
 
 
@@ -216,7 +218,9 @@ _HELD = """
 _PAUSE = text(
     f"""
     WITH these AS ({_HELD.format(which="(paused_why IS NULL OR CAST(:anew AS bool))")})
-    UPDATE runs r SET paused_why = :why, paused_until = CAST(:until AS timestamptz) FROM these WHERE r.id = these.id
+    UPDATE runs r SET paused_why = :why,
+        paused_until = coalesce(clock_timestamp() + make_interval(secs => CAST(:seconds AS float8)), CAST(:until AS timestamptz))
+    FROM these WHERE r.id = these.id
     """
 )
 _UNPAUSE = text(

@@ -55,7 +55,7 @@ async def hold_traces(tx: Tx, traces: Sequence[tuple[UUID, UUID]]) -> dict[UUID,
 async def postpone(tx: Tx, postponed: Sequence[Postponed]) -> None:
     if postponed:
         given = _keys([p.pair for p in postponed]) | {
-            "untils": [p.until for p in postponed],
+            "seconds": [p.seconds for p in postponed],
             "attempts": [p.attempts for p in postponed],
             "reasons": [p.reason for p in postponed],
         }
@@ -161,11 +161,12 @@ _HOLD_TRACES = text(
 )
 _POSTPONE = text(
     """
-    UPDATE pairs p SET status = 'owed', available_at = k.until, attempts = k.attempts, reason = k.reason
+    UPDATE pairs p SET status = 'owed', available_at = now() + make_interval(secs => k.seconds),
+        attempts = k.attempts, reason = k.reason
     FROM unnest(
         CAST(:runs AS uuid[]), CAST(:traces AS uuid[]), CAST(:metrics AS text[]),
-        CAST(:untils AS timestamptz[]), CAST(:attempts AS int[]), CAST(:reasons AS text[])
-    ) AS k (run_id, trace_id, metric, until, attempts, reason)
+        CAST(:seconds AS float8[]), CAST(:attempts AS int[]), CAST(:reasons AS text[])
+    ) AS k (run_id, trace_id, metric, seconds, attempts, reason)
     WHERE p.run_id = k.run_id AND p.trace_id = k.trace_id AND p.metric = k.metric
     """
 )
