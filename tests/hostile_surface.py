@@ -37,7 +37,7 @@ class Answer:
     status: int = 0
     headers: dict[str, str] = field(default_factory=dict)
     body: bytes = b""
-    read: int = 0  # messages of the body that the app asked for
+    read: int = 0  # messages of the body that the app asked for before it answered
 
     def json(self) -> Any:
         return json.loads(self.body)
@@ -45,13 +45,13 @@ class Answer:
 
 async def send(app: ASGIApp, ask: Ask) -> Answer:
     """Straight into the app, as a server would call it."""
-    answer, parts = Answer(), list(ask.body or (b"",))
+    answer, parts = Answer(), list(reversed(ask.body or (b"",)))
 
     async def receive() -> Message:
-        if answer.read == len(parts):
+        if not parts:
             return {"type": "http.disconnect"}
-        answer.read += 1
-        return {"type": "http.request", "body": parts[answer.read - 1], "more_body": answer.read < len(parts)}
+        answer.read += not answer.status
+        return {"type": "http.request", "body": parts.pop(), "more_body": bool(parts)}
 
     async def respond(message: Message) -> None:
         if message["type"] == "http.response.start":

@@ -39,6 +39,11 @@ class Settings(BaseSettings):
         "127.0.0.1", description="where a service listens: the API, or a worker's health and metrics"
     )
     http_port: int = Field(8000, ge=0, le=65535, description="0 takes a free port")
+    keep_alive_seconds: int = Field(
+        75,
+        ge=1,
+        description="how long the API keeps an idle connection: longer than the ingress or pool in front of it",
+    )
     log_level: str = Field("INFO", description="DEBUG, INFO, WARNING or ERROR")
     log_format: str = Field("text", description="text for people, json for collectors")
     otel_exporter_otlp_endpoint: str | None = Field(None, description="where spans go; none are made without it")
@@ -77,6 +82,12 @@ class Settings(BaseSettings):
         15.0, gt=0, description="how long a consumed job may be without its outcome before it is sent again"
     )
     max_body_mb: float = Field(20.0, gt=0, description="largest request body the API reads; a larger one is a 413")
+    bodies_mb: float = Field(
+        50.0, gt=0, description="room for request bodies that a process holds at once, half of it for one organisation"
+    )
+    requests_at_once: int = Field(
+        1000, ge=2, description="requests that a process works on at once, half of them of one organisation"
+    )
     ingest_group: int = Field(
         200, ge=1, le=1000, description="most traces written in one transaction; 1: each request its own"
     )

@@ -11,9 +11,10 @@ from fastapi.security import APIKeyHeader, HTTPAuthorizationCredentials, HTTPBea
 from steelyard.settings import Settings
 from steelyard.store import access
 from steelyard.store.access import Caller
-from steelyard.store.database import Database, Tx
+from steelyard.store.database import Database
 from steelyard.store.usage import Limit
 from steelyard_api.bearer import STRANGE, Bearer, Tokens, unauthorized
+from steelyard_api.door import Admission
 from steelyard_api.errors import Refused, not_found
 
 LONGEST_NAME = 255
@@ -43,6 +44,7 @@ _project_id = APIKeyHeader(
     description="A project of the organisation by its id. It decides when a name is sent too.",
 )
 Said = str | None
+VISIT = "steelyard.visit"  # in a request's scope
 
 
 @dataclass(frozen=True)
@@ -62,24 +64,34 @@ def install(app: FastAPI, settings: Settings, database: Database) -> None:
     app.state.limit = Limit(database, settings.requests_per_minute)
 
 
-async def visit(
-    request: Request,
-    key: Annotated[Said, Depends(_key)],
-    bearer: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)],
-    name: Annotated[Said, Depends(_project_name)],
-    project_id: Annotated[Said, Depends(_project_id)],
-) -> Visit:
-    """Who, how often and where, in this order: a stranger learns nothing about projects. A known project costs one
-    statement."""
+async def enter(request: Request) -> None:
+    """Who, how often and where, in this order: a stranger learns nothing about projects, and none of the body is read
+    before all of it is clear. A known project costs one statement."""
     database: Database = request.app.state.database
-    token = None if key else await _token(request, bearer)
-    wanted = _wanted(name, project_id)
-    async with database.single() as tx:
-        found = await _caller(tx, key, token, None if isinstance(wanted, Refused) else wanted)
+    key = await _key(request)
+    token = None if key else await _token(request, await _bearer(request))
+    wanted = _wanted(await _project_name(request), await _project_id(request))
+    found = await _caller(request, key, token, None if isinstance(wanted, Refused) else wanted)
     said = f"bearer:{found.org_id}:{token.subject}" if token else f"key:{found.key_id}"
     await _within_limit(request, said)
     project = await _project(database, found, wanted)
-    return Visit(database, project, request.scope["request_id"], token.subject if token else None, said)
+    subject = token.subject if token else None
+    request.scope[VISIT] = Visit(database, project, request.scope["request_id"], subject, said)
+
+
+async def visit(
+    request: Request,
+    _key: Annotated[Said, Depends(_key)],
+    _bearer: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)],
+    _name: Annotated[Said, Depends(_project_name)],
+    _id: Annotated[Said, Depends(_project_id)],
+) -> Visit:
+    """What `enter` has found out, before the body where the route is a StrictRoute; the headers stand here for the API's
+    description."""
+    if VISIT not in request.scope:
+        await enter(request)
+    found: Visit = request.scope[VISIT]
+    return found
 
 
 async def _token(request: Request, bearer: HTTPAuthorizationCredentials | None) -> Bearer:
@@ -94,13 +106,30 @@ async def _token(request: Request, bearer: HTTPAuthorizationCredentials | None) 
     return await tokens.read(bearer.credentials)
 
 
-async def _caller(tx: Tx, key: Said, token: Bearer | None, wanted: str | UUID | None) -> Caller:
-    if token is not None:
-        found = await access.caller_of_claim(tx, token.organization, wanted)
-        if found is None:
-            raise unauthorized(STRANGE)
-        return found
-    found = await access.caller_of_key(tx, key or "", wanted)
+async def _caller(request: Request, key: Said, token: Bearer | None, wanted: str | UUID | None) -> Caller:
+    """A place for the organisation comes first where the credential was seen before; a stranger gets one once it is clear
+    for whom."""
+    admission: Admission = request.app.state.admission
+    credential = access.digest(f"bearer {token.organization}" if token else key or "")
+    if (organization := await admission.known.organization(credential)) is not None:
+        admission.enter(request.scope, organization)
+        return await _looked_up(request, key, token, wanted)
+    async with admission.known.stranger(credential):
+        found = await _looked_up(request, key, token, wanted)
+        admission.known.remember(credential, found.org_id)
+    admission.enter(request.scope, found.org_id)
+    return found
+
+
+async def _looked_up(request: Request, key: Said, token: Bearer | None, wanted: str | UUID | None) -> Caller:
+    database: Database = request.app.state.database
+    async with database.single() as tx:
+        if token is not None:
+            found = await access.caller_of_claim(tx, token.organization, wanted)
+        else:
+            found = await access.caller_of_key(tx, key or "", wanted)
+    if token is not None and found is None:
+        raise unauthorized(STRANGE)
     if found is None or found.ended:
         raise Refused(401, f"The API key is {found.ended if found else 'unknown'}", headers={"WWW-Authenticate": ASK})
     return found

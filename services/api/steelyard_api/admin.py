@@ -28,12 +28,17 @@ DEVELOPMENT_DAYS = 90
 _bearer = HTTPBearer(scheme_name="Admin", auto_error=False, description="the deployment's ADMIN_TOKEN")
 
 
-async def admin(request: Request, sent: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]) -> Database:
+async def enter(request: Request) -> None:
     """Hashes are compared, and in constant time: neither the token's bytes nor its length can be measured."""
-    right = request.app.state.settings.admin_token
+    right, sent = request.app.state.settings.admin_token, await _bearer(request)
     said = sent.credentials if sent else ""
     if right is None or not hmac.compare_digest(_digest(said), _digest(right.get_secret_value())):
         raise unauthorized("Send the ADMIN_TOKEN of this deployment as a bearer token" if not said else "A wrong token")
+    request.app.state.admission.enter(request.scope, "the administrator")
+
+
+async def admin(request: Request, _sent: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]) -> Database:
+    """Who gets here was let in by `enter`; the header stands here for the API's description."""
     database: Database = request.app.state.database
     return database
 
@@ -42,7 +47,11 @@ def _digest(token: str) -> bytes:
     return hashlib.sha256(token.encode("utf-8", "surrogatepass")).digest()
 
 
-router = APIRouter(prefix="/admin", tags=["Administration"], route_class=StrictRoute)
+class AdminRoute(StrictRoute):
+    enter = staticmethod(enter)
+
+
+router = APIRouter(prefix="/admin", tags=["Administration"], route_class=AdminRoute)
 Admin = Annotated[Database, Depends(admin)]
 OrgId = Annotated[UUID, Path(description="the organisation's id, as Steelyard gave it")]
 KeyId = Annotated[UUID, Path(description="the key's id; not the key")]

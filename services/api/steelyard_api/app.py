@@ -28,6 +28,8 @@ from steelyard_api import (
     sessions,
     traces,
 )
+from steelyard_api.bodies import MOST_VALUES
+from steelyard_api.door import Admission
 from steelyard_api.ingest import Ingest
 from steelyard_api.shapes import Failure
 from steelyard_api.wire import BodyLimit, RequestId
@@ -81,11 +83,13 @@ REFUSALS = {
     400: "the request makes sense and cannot be done; the answer names the field",
     401: "no valid credentials: missing, unknown, expired or revoked",
     404: "no such thing in this project, or no such project",
-    413: "the body is larger than the deployment accepts",
+    408: "the body comes too slowly",
+    413: f"the body is larger than the deployment accepts, or has more than {MOST_VALUES:,} JSON values",
     415: "the body's encoding is not understood: gzip is",
     422: "a field is missing, malformed or out of range; the answer names it",
-    429: "too many requests; Retry-After says when the next one is taken",
-    503: "the database is not reachable; the answer says whether something may have been changed, Retry-After when to repeat",
+    429: "too many requests, a minute or at once; Retry-After says when the next one is taken",
+    503: "the service is busy, or its database is away; the answer says whether something may have been changed, Retry-After "
+    "when to repeat",
 }
 NOUNS = (
     traces, sessions, runs, scores, analytics, session_runs, session_scores, session_analytics,
@@ -121,13 +125,14 @@ def api(
     app.state.settings, app.state.database, app.state.environ = settings, database, environ
     access.install(app, settings, database)
     app.state.ingest = Ingest(database, settings.ingest_group)
-    app.state.most_bytes = int(settings.max_body_mb * 1_000_000)
+    most = app.state.most_bytes = int(settings.max_body_mb * 1_000_000)
+    app.state.admission = Admission(settings.requests_at_once, int(settings.bodies_mb * 1_000_000), most, MOST_VALUES)
     routes, documents = _described(settings.admin_token is not None)
     app.router.routes.extend(routes.routes)
     _operations(app, database)
     errors.install(app)
     document.install(app, documents)
-    app.add_middleware(BodyLimit, most=app.state.most_bytes)
+    app.add_middleware(BodyLimit, most=most)
     app.add_middleware(RequestId)
     return app
 

@@ -9,7 +9,7 @@ from fastapi.openapi.docs import get_swagger_ui_html
 from fastapi.responses import HTMLResponse
 from starlette.staticfiles import StaticFiles
 
-WITH_A_BODY = ("413", "415")
+WITH_A_BODY = ("408", "413", "415")
 # Who asks, and for which project: one of each.
 BOTH: list[dict[str, list[str]]] = [
     {who: [], where: []} for who in ("ApiKey", "HTTPBearer") for where in ("ProjectName", "ProjectID")

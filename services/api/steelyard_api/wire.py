@@ -1,8 +1,9 @@
 """Around every request: its id, its size, and JSON read strictly."""
 
+import asyncio
 import math
-import zlib
-from collections.abc import Callable, Coroutine
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
+from contextlib import ExitStack, aclosing
 from typing import Any
 from uuid import uuid4
 
@@ -15,14 +16,18 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from steelyard import telemetry
+from steelyard_api import access
+from steelyard_api.bodies import Gzip, Plain, Scan, TooLarge, pieces
+from steelyard_api.door import HELD, WHO, Admission, Portion
 from steelyard_api.errors import Refused, answer, broken
 
 REQUEST_ID = "x-request-id"
-CREDENTIALS = ("x-api-key", "authorization")
-ENCODINGS = {"": False, "identity": False, "gzip": True, "x-gzip": True}
+ENCODINGS: dict[str, type[Plain] | type[Gzip]] = {"": Plain, "identity": Plain, "gzip": Gzip, "x-gzip": Gzip}
 UNKNOWN = math.inf
 WORTH_READING = 65_536  # less is read to its end, so that the connection lives and the answer is not lost with it
-MOST_MEMBERS = 16  # each costs a copy of all that follows it
+FEW_VALUES = 1_000  # such a body is counted as a request and not by its values
+SLOWEST = 32_000  # bytes a second of a body, on average and after the first seconds
+LINGER_SECONDS, MOST_LINGERING = 5.0, 64
 
 
 class RequestId:
@@ -61,29 +66,21 @@ class RequestId:
                 await broken(scope, e)(scope, receive, respond)
 
 
-class TooLarge(HTTPException):
-    """An HTTPException, because FastAPI turns whatever else reading a body raises into a 400."""
-
-    def __init__(self, most: int) -> None:
-        said = f"The body is larger than {most // 1_000_000} MB (MAX_BODY_MB)"
-        super().__init__(413, said, {"Connection": "close"})
-
-
 class BodyLimit:
     """A body over the limit is refused as soon as that is known: by its header, or by what has arrived. And an answer that
-    comes before a large body closes the connection: nobody reads the rest only to throw it away."""
+    comes before a large body closes the connection: nobody keeps the rest. It is read for a moment and thrown away all the
+    same (a lingering close), because a client that is still sending would get a reset in the place of its answer.
 
-    def __init__(self, app: ASGIApp, most: int) -> None:
-        self._app, self._most = app, most
+    What a request holds of the process (door.py) is given back here, when its answer was sent or its client is gone."""
+
+    def __init__(self, app: ASGIApp, most: int, linger: float = LINGER_SECONDS) -> None:
+        self._app, self._most, self._linger = app, most, linger
+        self._lingering = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
-        left = _announced(scope)
-        if self._most < left < UNKNOWN:
-            refusal = TooLarge(self._most)
-            return await answer(413, refusal.detail, (), refusal.headers)(scope, receive, send)
-        seen = 0
+        left, seen, closes = _announced(scope), 0, False
 
         async def limited() -> Message:
             nonlocal seen, left
@@ -95,12 +92,38 @@ class BodyLimit:
             return message
 
         async def closing(message: Message) -> None:
+            nonlocal closes
             if message["type"] == "http.response.start" and left > WORTH_READING:
                 kept = [(k, v) for k, v in message["headers"] if k.lower() != b"connection"]
                 message["headers"] = [*kept, (b"connection", b"close")]
+                closes = any(k.lower() == b"content-length" for k, _ in kept)  # the client sees where the answer ends
+            if closes and not message.get("more_body", False) and message["type"] == "http.response.body":
+                await send({**message, "more_body": True})
+                await self._drain(receive)
+                message = {"type": "http.response.body", "body": b""}
             await send(message)
 
-        return await self._app(scope, limited, closing)
+        with ExitStack() as scope[HELD]:
+            if self._most < left < UNKNOWN:
+                refusal = TooLarge(self._most)
+                return await answer(413, refusal.detail, (), refusal.headers)(scope, receive, closing)
+            return await self._app(scope, limited, closing)
+
+    async def _drain(self, receive: Receive) -> None:
+        """Bounded in bytes, in time and in how many do it at once: beyond that the connection is just closed."""
+        if self._lingering >= MOST_LINGERING:
+            return
+        self._lingering += 1
+        try:
+            async with asyncio.timeout(self._linger):
+                left, more = self._most, True
+                while more and left > 0:
+                    message = await receive()
+                    left, more = left - len(message.get("body", b"")), message.get("more_body", False)
+        except TimeoutError:
+            pass
+        finally:
+            self._lingering -= 1
 
 
 def _announced(scope: Scope) -> float:
@@ -115,35 +138,98 @@ class StrictRequest(Request):
     """orjson refuses what JSON does not have: NaN, Infinity, lone surrogates, bytes that are not UTF-8."""
 
     async def body(self) -> bytes:
-        if not self.says_who():
-            return b""  # refused in the words of `visit`, with the body unread
-        return await super().body()
+        if not hasattr(self, "_body"):
+            self._body = await self._read()
+        return self._body
 
     async def json(self) -> Any:
-        return orjson.loads(await self.body())
+        """Large ones one after another, and the loop turns between two: reading one takes tens of milliseconds, in which
+        nobody else is answered, and many at once would take seconds."""
+        body = await self.body()
+        if len(body) <= WORTH_READING:
+            return orjson.loads(body)
+        async with self._admission.parsing:
+            value = orjson.loads(body)
+            await asyncio.sleep(0)
+        return value
 
-    async def unpack(self) -> None:
-        """Before FastAPI reads the body: what is raised while it does so becomes a 400 without a field."""
+    @property
+    def _admission(self) -> Admission:
+        admission: Admission = self.app.state.admission
+        return admission
+
+    async def _read(self) -> bytes:
+        """Piece by piece, and no further than it is worth: by its bytes, unpacked, by its values and by its depth."""
+        coding = self._coding()
+        most, who, announced = int(self.app.state.most_bytes), self.scope[WHO], _announced(self.scope)
+        room = self._hold(Portion(self._admission.bodies, who))
+        if WORTH_READING < announced * coding.usual < UNKNOWN:
+            await room.wait(min(int(announced) * coding.usual, most))
+        scan, parts, size = Scan(), list[bytes](), 0
+        async with aclosing(self._arriving()) as arriving:
+            async for piece in arriving:
+                for part in coding.feed(piece):
+                    scan.feed(part)
+                    parts.append(part)
+                    size += len(part)
+                    if size > most:
+                        raise TooLarge(most)
+                    if size > max(WORTH_READING, room.amount):
+                        room.resize(size)
+                    if size > WORTH_READING:
+                        await asyncio.sleep(0)
+        coding.end()
+        room.resize(size if size > WORTH_READING else 0)
+        if scan.values > FEW_VALUES:
+            await self._hold(Portion(self._admission.values, who)).wait(scan.values)
+        return b"".join(parts)
+
+    async def _arriving(self) -> AsyncGenerator[bytes, None]:
+        """A client that is slower than SLOWEST, after its first seconds, keeps its place and its room for too long."""
+        loop, patience = asyncio.get_running_loop(), self._admission.patience
+        began, arrived, more = loop.time(), 0, True
+        while more:
+            try:
+                async with asyncio.timeout_at(began + patience + arrived / SLOWEST):
+                    message = await self.receive()
+            except TimeoutError:
+                said = f"The body comes too slowly: at least {SLOWEST // 1000} kB a second are needed"
+                raise Refused(408, said, headers={"Connection": "close"}) from None
+            if message["type"] == "http.disconnect":
+                raise HTTPException(400, "There was an error parsing the body")
+            more = message.get("more_body", False)
+            arrived += len(message.get("body", b""))
+            for piece in pieces(message.get("body", b"")):
+                yield piece
+
+    def _coding(self) -> Plain | Gzip:
         coded = ",".join(self.headers.getlist("content-encoding")).strip().lower()
         if coded not in ENCODINGS:
             said = f"The body's Content-Encoding is {coded[:100]!r}: send it as it is, or with gzip"
             raise Refused(415, said, ("Content-Encoding", "is not understood"), headers={"Accept-Encoding": "gzip"})
-        if ENCODINGS[coded]:
-            self._body = _unpacked(await self.body(), int(self.app.state.most_bytes))
+        return ENCODINGS[coded]()
 
-    def says_who(self) -> bool:
-        return any(name in self.headers for name in CREDENTIALS)
+    def _hold(self, portion: Portion) -> Portion:
+        held: ExitStack = self.scope[HELD]
+        held.callback(portion.close)
+        return portion
 
 
 class StrictRoute(APIRoute):
+    """Who asks and whether they may comes first, then the body, then what FastAPI does with both. It would read the body
+    first, and turn what is raised while it does so into a 400 without a field."""
+
+    enter: Callable[[Request], Awaitable[None]] = staticmethod(access.enter)
+
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        handle = super().get_route_handler()
+        handle, takes_body = super().get_route_handler(), self.body_field is not None
 
         async def strict(request: Request) -> Response:
-            asked = StrictRequest(request.scope, request.receive)
-            if "content-encoding" in asked.headers and asked.says_who():
-                await asked.unpack()
-            return await handle(asked)
+            incoming = StrictRequest(request.scope, request.receive)
+            await self.enter(incoming)
+            if takes_body:
+                await incoming.body()
+            return await handle(incoming)
 
         return strict
 
@@ -161,26 +247,3 @@ class Anything(Convertor[str]):
 
 
 register_url_convertor("anything", Anything())
-
-
-def _unpacked(body: bytes, most: int) -> bytes:
-    """Every member of the file, whole; no more is unpacked than would have been accepted unpacked."""
-    parts, room, rest = list[bytes](), most + 1, body
-    while rest:
-        unpacker = zlib.decompressobj(wbits=zlib.MAX_WBITS | 16)
-        try:
-            parts.append(unpacker.decompress(rest, room))
-        except zlib.error as e:
-            raise _not_gzip("it does not begin as gzip does, or is damaged") from e
-        if (room := room - len(parts[-1])) <= 0:
-            raise TooLarge(most)
-        if not unpacker.eof:
-            raise _not_gzip("it ends too early")
-        if len(parts) == MOST_MEMBERS:
-            raise _not_gzip(f"it has more than {MOST_MEMBERS} members")
-        rest = unpacker.unused_data
-    return b"".join(parts)
-
-
-def _not_gzip(why: str) -> Refused:
-    return Refused(422, "Validation error", ("body", f"is not gzip, as its Content-Encoding says: {why}"))
