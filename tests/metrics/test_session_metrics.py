@@ -1,10 +1,12 @@
 """Session metrics against a second reading of their definition, and at each of its edges."""
 
+import gc
 import json
 import math
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from random import Random
+from types import FunctionType, ModuleType
 
 import pytest
 from hypothesis import given
@@ -17,8 +19,6 @@ from steelyard.metrics.sessions import (
     SESSION_METRICS,
     WEIGHTS,
     Signals,
-    agent_consistency,
-    agent_reliability,
     weights_of,
 )
 
@@ -30,7 +30,7 @@ RISK = {
     "tool_correctness": "tool_risk",
     "coherence": "coherence_risk",
 }
-BOTH = {"agent_reliability": agent_reliability, "agent_consistency": agent_consistency}
+BOTH = tuple(SESSION_METRICS)
 SIGNAL = st.sampled_from([0.0, 0.25, 0.5, 0.75, 1.0]) | st.floats(0, 1)
 TRACE = st.dictionaries(st.sampled_from(EACH), SIGNAL)
 SESSIONS = st.lists(TRACE, max_size=25)
@@ -40,6 +40,21 @@ GIVEN = st.none() | st.dictionaries(st.sampled_from(EACH), WEIGHT)
 
 def named(session: Sequence[Mapping[str, float]]) -> list[Signals]:
     return [Signals(f"t{n}", values) for n, values in enumerate(session)]
+
+
+def folded(metric: str, traces: Sequence[Signals], weights: Mapping[str, float], page: int = 1000) -> Score:
+    fold = SESSION_METRICS[metric].fold(weights, len(traces))
+    for first in range(0, len(traces), page):
+        fold.add(traces[first : first + page])
+    return fold.score()
+
+
+def agent_reliability(traces: Sequence[Signals], weights: Mapping[str, float]) -> Score:
+    return folded("agent_reliability", traces, weights)
+
+
+def agent_consistency(traces: Sequence[Signals], weights: Mapping[str, float]) -> Score:
+    return folded("agent_consistency", traces, weights)
 
 
 def merged(given: Mapping[str, float] | None) -> dict[str, float]:
@@ -135,12 +150,43 @@ def test_consistency_is_what_its_definition_says(session: Session, given_weights
 def test_the_order_of_traces_says_nothing(
     metric: str, session: Session, weights: dict[str, float] | None, chance: Random
 ) -> None:
-    fold, whole, traces = BOTH[metric], weights_of(weights), named(session)
+    whole, traces = weights_of(weights), named(session)
     shuffled = [*traces]
     chance.shuffle(shuffled)
-    one, other = fold(traces, whole), fold(shuffled, whole)
+    one, other = folded(metric, traces, whole), folded(metric, shuffled, whole)
     assert other.value == near(one.value) and 0 <= one.value <= 1 and one.reason
     assert other.metadata["per_trace_signals"] == one.metadata["per_trace_signals"]
+
+
+@pytest.mark.parametrize("metric", BOTH)
+@given(session=SESSIONS, weights=GIVEN, page=st.integers(1, 25))
+def test_how_a_session_is_cut_into_pages_says_nothing(
+    metric: str, session: Session, weights: dict[str, float] | None, page: int
+) -> None:
+    traces, whole = named(session), weights_of(weights)
+    assert folded(metric, traces, whole, page) == folded(metric, traces, whole)
+
+
+@pytest.mark.parametrize("metric", BOTH)
+def test_of_a_session_of_any_size_little_is_kept_in_memory(metric: str) -> None:
+    """Of each trace at most a number, of the worst all that is told."""
+    fold, trace = SESSION_METRICS[metric].fold(weights_of(None), 20_000), dict.fromkeys(EACH, 0.5)
+    for first in range(0, 20_000, 1000):
+        fold.add([Signals(f"t{n}", trace) for n in range(first, first + 1000)])
+    kept = gc_count(fold)
+    assert kept < 30 * MOST_TOLD, kept
+    assert fold.score().metadata["traces_evaluated"] == 20_000
+
+
+def gc_count(of: object) -> int:
+    """Containers that live because of it."""
+    seen, waiting = set[int](), [of]
+    while waiting:
+        one = waiting.pop()
+        if id(one) not in seen and not isinstance(one, type | ModuleType | FunctionType):
+            seen.add(id(one))
+            waiting += [r for r in gc.get_referents(one) if gc.is_tracked(r)]
+    return len(seen)
 
 
 @pytest.mark.parametrize("metric", BOTH)
@@ -148,7 +194,7 @@ def test_the_order_of_traces_says_nothing(
 def test_what_is_told_of_each_trace_is_what_was_known(
     metric: str, session: Session, weights: dict[str, float] | None
 ) -> None:
-    said = BOTH[metric](named(session), weights_of(weights)).metadata
+    said = folded(metric, named(session), weights_of(weights)).metadata
     assert said["signal_weights"] == merged(weights)
     told = said["per_trace_signals"]
     assert set(told) == {f"t{n}" for n, trace in enumerate(session) if trace}
@@ -164,7 +210,7 @@ def test_what_is_told_of_each_trace_is_what_was_known(
     ("session", "said"), [([], "no traces"), ([{}, {}], "No trace"), ([{"luck": 0.0}], "No trace")]
 )
 def test_without_a_signal_nothing_speaks_against_a_session(metric: str, session: Session, said: str) -> None:
-    score = BOTH[metric](named(session), weights_of(None))
+    score = folded(metric, named(session), weights_of(None))
     assert score.value == 1.0 and said in score.reason
     assert score.metadata["traces_evaluated"] == 0 and score.metadata["per_trace_signals"] == {}
     assert set(score.metadata) >= FIELDS | ONLY[metric], (
@@ -256,7 +302,7 @@ EACH_TRACE = {"agent_reliability": {"step_risk"}, "agent_consistency": {"situati
 @pytest.mark.parametrize("metric", BOTH)
 def test_a_score_explains_itself_in_the_contracts_fields(metric: str) -> None:
     whole = {"confidence": 0.5, "loop_detection": 0.75, "tool_correctness": 0.5, "coherence": 1.0}
-    score = BOTH[metric]([Signals("t", whole)], weights_of(None))
+    score = folded(metric, [Signals("t", whole)], weights_of(None))
     told = score.metadata
     assert set(told) >= FIELDS | ONLY[metric] and set(told["aggregation"]) >= AGGREGATION[metric]
     assert set(told["per_trace_signals"]["t"]) == {*RISK.values(), *EACH_TRACE[metric]}
@@ -271,7 +317,7 @@ def test_a_score_explains_itself_in_the_contracts_fields(metric: str) -> None:
 @pytest.mark.parametrize("metric", BOTH)
 def test_of_a_very_long_session_the_worst_traces_are_told(metric: str) -> None:
     session: Session = [{"confidence": n / 2000} for n in range(2000)]
-    told = BOTH[metric](named(session), weights_of(None)).metadata
+    told = folded(metric, named(session), weights_of(None)).metadata
     assert set(told["per_trace_signals"]) == {f"t{n}" for n in range(MOST_TOLD)} and told["traces_evaluated"] == 2000
     assert f"{MOST_TOLD} of 2000" in told["per_trace_signals_cut"]
     if metric == "agent_reliability":
@@ -280,7 +326,7 @@ def test_of_a_very_long_session_the_worst_traces_are_told(metric: str) -> None:
 
 
 def test_the_catalogues_know_each_others_names() -> None:
-    assert {name: m.fold for name, m in SESSION_METRICS.items()} == BOTH
+    assert set(SESSION_METRICS) == set(ONLY)
     assert [m.name for m in SIGNAL_METRICS] == list(EACH) and set(EACH) <= {*CATALOGUE, *SESSION_SIGNALS}
     assert "run of sessions" in why_unknown("agent_reliability")
     assert "of traces" in why_no_session_metric("coherence") and "of traces" in why_no_session_metric("loop_detection")

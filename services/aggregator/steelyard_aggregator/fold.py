@@ -1,17 +1,20 @@
-"""What a session's signals, once none is owed any more, make of it: a score, or why there is none. Pure."""
+"""What a session's signals, once none is owed any more, make of it: a score, or why there is none. Pure.
+
+Signals come in pages; what is kept of them is bounded, so a session may be of any size."""
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 from uuid import UUID, uuid5
 
-from steelyard.errors import Later
 from steelyard.metrics.sessions import SESSION_METRICS, SessionMetric, Signals, weights_of
 
 _SCORES = UUID("1d0f1c4e-6a76-4c58-8f0a-b5d2f0a3c9e7")
+# Of very many different reasons the rare ones are forgotten: what is told are the most frequent.
+MOST_REASONS = 2000
 
 
 @dataclass(frozen=True)
@@ -22,12 +25,11 @@ class Signal:
     name: str
     value: float | None
     reason: str | None
-    trace_version: int | None
 
 
 @dataclass(frozen=True)
 class Ended:
-    """A session of a run of which nothing is owed any more. Its signals are in the order of its traces."""
+    """A session of a run of which nothing is owed any more."""
 
     run_id: UUID
     project_id: UUID
@@ -36,35 +38,119 @@ class Ended:
     metrics: Sequence[str]
     weights: Mapping[str, float] | None
     snapshot_at: datetime
-    signals: Sequence[Signal]
 
 
-def folded(ended: Ended) -> Iterator[dict[str, Any]]:
-    """A row for each metric."""
-    traces = list(_traces(ended.signals))
-    weights = weights_of(ended.weights)
-    for name in ended.metrics:
-        metric = SESSION_METRICS.get(name)
-        if metric is None:
-            raise Later(f"this aggregator does not know the session metric {name} yet", after=5)
-        why = _why_not(metric, traces, ended.signals)
-        score = metric.fold(traces, weights)
-        told = {**score.metadata, **_coverage(ended, metric)}
+class Folding:
+    """Takes a session's signals in the order of its traces, and gives a row for each metric."""
+
+    def __init__(self, ended: Ended) -> None:
+        weights = weights_of(ended.weights)
+        self.ended = ended
+        self._folds = {m: m.fold(weights, ended.size) for m in (SESSION_METRICS[name] for name in ended.metrics)}
+        self._open: tuple[UUID, dict[str, float]] | None = None  # a trace whose signals may go on with the next page
+        self._traces, self._signals = 0, 0
+        self._present, self._missing, self._reasons = Counter[str](), Counter[str](), Counter[tuple[str, str]]()
+
+    def add(self, signals: Sequence[Signal]) -> None:
+        traces = list(self._traces_of(signals))
+        for fold in self._folds.values():
+            fold.add(traces)
+        if len(self._reasons) > MOST_REASONS:
+            self._reasons = Counter(dict(self._reasons.most_common(MOST_REASONS // 2)))
+
+    def rows(self, version: str) -> list[dict[str, Any]]:
+        """`version` is of all the session's traces: see `SessionVersion`."""
+        if self._open is not None:
+            last, self._open = [_whole(self._open)], None
+            for fold in self._folds.values():
+                fold.add(last)
+        return [self._row(metric, version) for metric in self._folds]
+
+    def _traces_of(self, signals: Iterable[Signal]) -> Iterator[Signals]:
+        for signal in signals:
+            if self._open is None or self._open[0] != signal.trace_id:
+                if self._open is not None:
+                    yield _whole(self._open)
+                self._open = signal.trace_id, {}
+                self._traces += 1
+            self._signals += 1
+            if signal.value is not None:
+                self._open[1][signal.name] = signal.value
+                self._present[signal.name] += 1
+            else:
+                self._missing[signal.name] += 1
+                self._reasons[signal.name, signal.reason or "no reason"] += 1
+
+    def _row(self, metric: SessionMetric, version: str) -> dict[str, Any]:
+        ended, why, score = self.ended, self._why_not(metric), self._folds[metric].score()
+        told = {**score.metadata, **self._coverage(metric, version)}
         told["success"] = why is None and score.value >= metric.threshold
-        yield {
-            "id": score_id(ended.run_id, ended.session_id, name),
+        return {
+            "id": score_id(ended.run_id, ended.session_id, metric.name),
             "project_id": ended.project_id,
             "session_id": ended.session_id,
             "eval_run_id": ended.run_id,
-            "name": name,
+            "name": metric.name,
             "value": None if why else repr(score.value),
             "status": "FAILED" if why else "SUCCESS",
-            "reason": why or _said(score.reason, ended.signals),
+            "reason": why or self._said(score.reason),
             "metadata": told,
-            "session_version": told["session_version"],
+            "session_version": version,
             "traces_seen": ended.size,
             "snapshot_at": ended.snapshot_at.isoformat(),
         }
+
+    def _why_not(self, metric: SessionMetric) -> str | None:
+        """No number is made up: what rests on nothing is not scored."""
+        if any(self._present[need] for need in metric.needs):
+            return None
+        (most, _), *_ = self._most_common(metric.needs, 1) or [("there are none", 0)]
+        what = "signal" if len(metric.needs) > 1 else f"{metric.needs[0]} signal"
+        return f"no {what} of the session's {self._traces} traces could be scored: {most}"[:2000]
+
+    def _most_common(self, names: Iterable[str], most: int) -> list[tuple[str, int]]:
+        counts, wanted = Counter[str](), set(names)
+        for (name, reason), n in self._reasons.items():
+            if name in wanted:
+                counts[reason] += n
+        return counts.most_common(most)
+
+    def _coverage(self, metric: SessionMetric, version: str) -> dict[str, Any]:
+        told: dict[str, Any] = {
+            "threshold": metric.threshold,
+            "metric_version": metric.version,
+            "total_traces_in_session": self.ended.size,
+            "snapshot_at": self.ended.snapshot_at.isoformat(),
+            "session_version": version,
+            "signals_expected": self._signals,
+            "signals_present": self._present.total(),
+        }
+        if self._missing:
+            told["signals_missing"] = dict(sorted(self._missing.items()))
+            told["missing_because"] = dict(self._most_common(self._missing, 5))
+        return told
+
+    def _said(self, reason: str) -> str:
+        present = self._present.total()
+        return reason if present == self._signals else f"{reason} It rests on {present} of {self._signals} signals."
+
+
+class SessionVersion:
+    """The same for the same traces in the same versions: whether two scores saw the same session is plain to see. They
+    come sorted, each pair once, in pages: the hash of a list of any length."""
+
+    def __init__(self) -> None:
+        self._hash, self._first = hashlib.blake2b(b"[", digest_size=8), True
+
+    def add(self, traces: Iterable[tuple[UUID, int]]) -> None:
+        for trace_id, version in traces:
+            self._hash.update(f"{'' if self._first else ', '}{(str(trace_id), version)!r}".encode())
+            self._first = False
+
+    def value(self) -> str:
+        whole = self._hash.copy()
+        whole.update(b"]")
+        return whole.hexdigest()
 
 
 def score_id(run_id: UUID, session_id: str, metric: str) -> UUID:
@@ -72,49 +158,5 @@ def score_id(run_id: UUID, session_id: str, metric: str) -> UUID:
     return uuid5(_SCORES, f"{run_id}/{metric}/{session_id}")
 
 
-def version_of(signals: Sequence[Signal]) -> str:
-    """The same for the same traces in the same versions: whether two scores saw the same session is plain to see."""
-    seen = {(str(s.trace_id), s.trace_version) for s in signals if s.trace_version is not None}
-    return hashlib.blake2b(repr(sorted(seen)).encode(), digest_size=8).hexdigest()
-
-
-def _traces(signals: Sequence[Signal]) -> Iterator[Signals]:
-    by_trace: dict[UUID, dict[str, float]] = {}
-    for signal in signals:
-        known = by_trace.setdefault(signal.trace_id, {})
-        if signal.value is not None:
-            known[signal.name] = signal.value
-    return (Signals(str(trace), values) for trace, values in by_trace.items())
-
-
-def _why_not(metric: SessionMetric, traces: Sequence[Signals], signals: Sequence[Signal]) -> str | None:
-    """No number is made up: what rests on nothing is not scored."""
-    if any(need in trace.values for trace in traces for need in metric.needs):
-        return None
-    reasons = Counter(s.reason or "no reason" for s in signals if s.value is None and s.name in metric.needs)
-    (most, _), *_ = reasons.most_common(1) or [("there are none", 0)]
-    what = "signal" if len(metric.needs) > 1 else f"{metric.needs[0]} signal"
-    return f"no {what} of the session's {len(traces)} traces could be scored: {most}"[:2000]
-
-
-def _coverage(ended: Ended, metric: SessionMetric) -> dict[str, Any]:
-    missing = Counter(s.name for s in ended.signals if s.value is None)
-    reasons = Counter(s.reason or "no reason" for s in ended.signals if s.value is None)
-    told: dict[str, Any] = {
-        "threshold": metric.threshold,
-        "metric_version": metric.version,
-        "total_traces_in_session": ended.size,
-        "snapshot_at": ended.snapshot_at.isoformat(),
-        "session_version": version_of(ended.signals),
-        "signals_expected": len(ended.signals),
-        "signals_present": len(ended.signals) - missing.total(),
-    }
-    if missing:
-        told["signals_missing"] = dict(sorted(missing.items()))
-        told["missing_because"] = dict(reasons.most_common(5))
-    return told
-
-
-def _said(reason: str, signals: Sequence[Signal]) -> str:
-    present = sum(s.value is not None for s in signals)
-    return reason if present == len(signals) else f"{reason} It rests on {present} of {len(signals)} signals."
+def _whole(trace: tuple[UUID, dict[str, float]]) -> Signals:
+    return Signals(str(trace[0]), trace[1])

@@ -23,6 +23,7 @@ from steelyard.providers import RULES
 from steelyard.store import runs, sessions
 from steelyard.store.database import Database
 from steelyard.store.outbox import Outbox
+from steelyard_aggregator.folding import Folder
 from steelyard_aggregator.handlers import settled_in
 from steelyard_local.bench.figures import spread, table
 from steelyard_local.bench.stage import Clock, staged
@@ -31,7 +32,7 @@ from steelyard_resolver.expand import Expander
 
 # How many results a transaction takes, by the name of the way; the first is what the aggregator does.
 WAYS = {"batched": 500, "one by one": 1}
-LENGTHS = (50, 500, 5000)
+LENGTHS = (50, 500, 5000, 50_000)
 
 
 @dataclass
@@ -72,13 +73,27 @@ class Project:
         return made
 
 
-async def settled(project: Project, results: Sequence[TraceScored], size: int) -> float:
+async def scored(project: Project, results: Sequence[TraceScored], size: int) -> float:
     """Signals a second, until the last session has its scores."""
+    began = time.perf_counter()
+    await settled(project, results, size)
+    await folded(project)
+    return len(results) / (time.perf_counter() - began)
+
+
+async def settled(project: Project, results: Sequence[TraceScored], size: int) -> float:
     began = time.perf_counter()
     for first in range(0, len(results), size):
         async with project.database.begin() as tx:
             await settled_in(tx, results[first : first + size], 5)
     return len(results) / (time.perf_counter() - began)
+
+
+async def folded(project: Project) -> None:
+    for large in (False, True):
+        folder = Folder(project.database, large)
+        while await folder.turn(Outbox[RunFinished]()):
+            pass
 
 
 async def side_by_side(project: Project, count: int, length: int, rounds: int, clock: Clock) -> None:
@@ -88,7 +103,7 @@ async def side_by_side(project: Project, count: int, length: int, rounds: int, c
         for way in WAYS if n % 2 == 0 else reversed(WAYS):
             run_id = await project.run()
             results = await project.results(run_id)
-            paces[way].append(await settled(project, results, WAYS[way]))
+            paces[way].append(await scored(project, results, WAYS[way]))
             await _checked(project, run_id, count)
             clock.say(f"round {n + 1}, {way:10} {paces[way][-1]:8.0f} signals/s")
     print(
@@ -100,22 +115,39 @@ async def side_by_side(project: Project, count: int, length: int, rounds: int, c
 
 
 async def growing(project: Project, clock: Clock) -> None:
-    """One session, ten times as long each time: time for a signal and memory should stay what they are."""
+    """One session, ten times as long each time: time for a signal, the longest step of the event loop and memory should stay
+    what they are."""
     rows = []
     for length in LENGTHS:
         await project.talk(1, length)
         run_id = await project.run()
         results = await project.results(run_id)
-        gc.collect()
-        before = resident()
         pace = await settled(project, results, WAYS["batched"])
+        gc.collect()
+        before, steps, began = resident(), asyncio.create_task(longest_step()), time.perf_counter()
+        await folded(project)
+        took = time.perf_counter() - began
+        more = resident() - before
+        steps.cancel()
         await _checked(project, run_id, 1)
-        rows.append(
-            [f"{length:,}", f"{len(results):,}", f"{pace:.0f}", f"{1e6 / pace:.0f}", f"{resident() - before:.0f}"]
-        )
+        cells = (pace, 1e6 * took / len(results), 1000 * took, 1000 * max(LONGEST, default=0), more)
+        rows.append([f"{length:,}", f"{len(results):,}", *(f"{n:,.0f}" for n in cells)])
         clock.say(f"a session of {length} traces is folded")
-    print("\none session")
-    print(table(("traces", "signals", "signals/s", "µs a signal", "MB more"), rows))
+    print("\none session, settled in batches and folded")
+    heads = ("traces", "signals", "settled/s", "fold: µs a signal", "ms", "longest step, ms", "MB more")
+    print(table(heads, rows))
+
+
+LONGEST: list[float] = []
+
+
+async def longest_step() -> None:
+    """How long nothing else of this process could move."""
+    LONGEST.clear()
+    while True:
+        before = time.perf_counter()
+        await asyncio.sleep(0.001)
+        LONGEST[:] = [max(*LONGEST, time.perf_counter() - before, 0.0)]
 
 
 async def _checked(project: Project, run_id: UUID, count: int) -> None:

@@ -25,7 +25,7 @@ PASSING = ("08", "57P", "40001", "40P01", "53", "55P03")
 # The database itself is away, full, broken, lets nobody in or lets nobody write: whatever is asked of it, by whomever.
 AWAY = ("08", "25006", "28", "53", "57P", "58")
 CONTENDED = ("40001", "40P01", "55P03")
-HEAD = "0006"
+HEAD = "0007"
 RESTED_SECONDS = 1.0
 
 

@@ -1,43 +1,63 @@
-"""Sessions of runs that have counted down: their signals, and what came of them."""
+"""Sessions of runs that have counted down: a row of `folds` each, until their signals are folded into scores."""
 
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from itertools import groupby
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import text
+from sqlalchemy import TextClause, text
 
 from steelyard.store.database import Tx
 
 Key = tuple[UUID, str]
-MOST_TRACES = 2500
 
 
-async def signals(tx: Tx, ended: Sequence[Key]) -> AsyncIterator[tuple[Any, list[Any]]]:
-    """Each with its pairs in the order of its traces. In portions: many small ones share a query, and of large ones not
-    more is in memory at once than one. The caller has counted the targets, and so holds their locks."""
-    sizes = {(r.run_id, r.target): r.size for r in await tx.execute(_SIZES, _keys(ended))}
-    for portion in _portions(ended, sizes):
-        rows = (await tx.execute(_SIGNALS, _keys(portion))).all()
-        for _, group in groupby(rows, key=lambda r: (r.run_id, r.target)):
-            found = list(group)
-            yield found[0], found
+@dataclass(frozen=True)
+class ToFold:
+    run_id: UUID
+    target: str
+    project_id: UUID
+    size: int
+    metrics: Sequence[str]
+    filters: Mapping[str, Any]
+    created_at: datetime
+
+    @property
+    def key(self) -> Key:
+        return self.run_id, self.target
 
 
-def _portions(ended: Sequence[Key], sizes: Mapping[Key, int]) -> Iterator[list[Key]]:
-    portion, traces = list[Key](), 0
-    for key in ended:
-        if portion and traces + sizes.get(key, 0) > MOST_TRACES:
-            yield portion
-            portion, traces = [], 0
-        portion.append(key)
-        traces += sizes.get(key, 0)
-    if portion:
-        yield portion
+async def put(tx: Tx, ended: Sequence[Key]) -> None:
+    """In the transaction that settled their last pairs."""
+    if ended:
+        await tx.execute(_PUT, _keys(ended))
 
 
-def _keys(ended: Sequence[Key]) -> dict[str, Any]:
-    return {"runs": [run for run, _ in ended], "targets": [target for _, target in ended]}
+async def claim(tx: Tx, metrics: Sequence[str], large: bool, small: int, limit: int) -> list[ToFold]:
+    """The longest waiting of the small ones or of the large ones, locked; what others have locked is left to them. A
+    session of a metric that is not among these waits for a newer aggregator."""
+    given = {"metrics": list(metrics), "large": large, "small": small, "limit": limit}
+    return [ToFold(**r._mapping) for r in await tx.execute(_CLAIM, given)]
+
+
+async def signals(tx: Tx, keys: Sequence[Key], page: int) -> AsyncIterator[Sequence[Any]]:
+    """Of these sessions, in the order of their traces."""
+    async for rows in _pages(tx, _SIGNALS, keys, page):
+        yield rows
+
+
+async def trace_versions(tx: Tx, keys: Sequence[Key], page: int) -> AsyncIterator[Sequence[Any]]:
+    """Which traces, in which version, the signals are of; sorted, each once."""
+    async for rows in _pages(tx, _TRACE_VERSIONS, keys, page):
+        yield rows
+
+
+async def _pages(tx: Tx, statement: TextClause, keys: Sequence[Key], page: int) -> AsyncIterator[Sequence[Any]]:
+    """By a cursor on the server: not more than a page is in memory here, or handled at once."""
+    rows = await tx.stream(statement, _keys(keys), execution_options={"yield_per": page})
+    async for part in rows.partitions(page):
+        yield part
 
 
 async def hold(tx: Tx, sessions: Sequence[tuple[UUID, str]]) -> set[tuple[UUID, str]]:
@@ -49,29 +69,54 @@ async def hold(tx: Tx, sessions: Sequence[tuple[UUID, str]]) -> set[tuple[UUID, 
     return {(r.project_id, r.session_id) for r in await tx.execute(_HOLD, given)}
 
 
-async def failed(tx: Tx, outcomes: Sequence[tuple[UUID, str, Sequence[str]]]) -> None:
-    """What a retry of the run will ask for again."""
+async def done(tx: Tx, outcomes: Sequence[tuple[Key, Sequence[str]]]) -> None:
+    """They are folded. The metrics that failed are what a retry of the run will ask for again."""
     if outcomes:
-        given = {
-            "runs": [run for run, _, _ in outcomes],
-            "targets": [target for _, target, _ in outcomes],
-            "failed": [",".join(metrics) for _, _, metrics in outcomes],
-        }
-        await tx.execute(_FAILED, given)
+        keys = _keys([key for key, _ in outcomes])
+        await tx.execute(_FAILED, keys | {"failed": [",".join(metrics) for _, metrics in outcomes]})
+        await tx.execute(_DONE, keys)
 
 
-_SIZES = text(
+async def put_off(tx: Tx, key: Key) -> None:
+    await tx.execute(_PUT_OFF, {"run": key[0], "target": key[1]})
+
+
+def _keys(keys: Sequence[Key]) -> dict[str, Any]:
+    return {"runs": [run for run, _ in keys], "targets": [target for _, target in keys]}
+
+
+_PUT = text(
     """
-    SELECT run_id, target, size FROM targets
+    INSERT INTO folds (run_id, target, project_id, size)
+    SELECT run_id, target, project_id, size FROM targets
     WHERE (run_id, target) IN (SELECT * FROM unnest(CAST(:runs AS uuid[]), CAST(:targets AS text[])))
+    ORDER BY run_id, target
     """
 )
-_SIGNALS = text(
+# Nothing but the rows of `folds` is locked: a run that is deleted meanwhile is found out at the end.
+_CLAIM = text(
     """
-    SELECT t.run_id, t.target, t.size, t.metrics, p.trace_id, p.metric, p.value, p.reason, p.trace_version
-    FROM targets t JOIN pairs p ON p.run_id = t.run_id AND p.target = t.target AND p.place IS NOT NULL
-    WHERE (t.run_id, t.target) IN (SELECT * FROM unnest(CAST(:runs AS uuid[]), CAST(:targets AS text[])))
-    ORDER BY t.run_id, t.target, p.place, p.metric
+    SELECT f.run_id, f.target, f.project_id, f.size, coalesce(t.metrics, r.metric_names) AS metrics, r.filters, r.created_at
+    FROM folds f JOIN targets t ON t.run_id = f.run_id AND t.target = f.target JOIN runs r ON r.id = f.run_id
+    WHERE f.since <= now() AND (f.size > :small) = :large AND r.deleted_at IS NULL
+        AND coalesce(t.metrics, r.metric_names) <@ CAST(:metrics AS text[])
+    ORDER BY f.since, f.run_id, f.target LIMIT :limit FOR UPDATE OF f SKIP LOCKED
+    """
+)
+_OF_THESE = """
+    FROM unnest(CAST(:runs AS uuid[]), CAST(:targets AS text[])) AS k (run_id, target)
+    JOIN pairs p ON p.run_id = k.run_id AND p.target = k.target AND p.place IS NOT NULL
+"""
+_SIGNALS = text(
+    f"""
+    SELECT p.run_id, p.target, p.trace_id, p.metric, p.value, p.reason {_OF_THESE}
+    ORDER BY p.run_id, p.target, p.place, p.metric
+    """
+)
+_TRACE_VERSIONS = text(
+    f"""
+    SELECT DISTINCT p.run_id, p.target, p.trace_id, p.trace_version {_OF_THESE} AND p.trace_version IS NOT NULL
+    ORDER BY p.run_id, p.target, p.trace_id, p.trace_version
     """
 )
 _HOLD = text(
@@ -89,3 +134,10 @@ _FAILED = text(
     WHERE t.run_id = k.run_id AND t.target = k.target
     """
 )
+_DONE = text(
+    """
+    DELETE FROM folds f USING unnest(CAST(:runs AS uuid[]), CAST(:targets AS text[])) AS k (run_id, target)
+    WHERE f.run_id = k.run_id AND f.target = k.target
+    """
+)
+_PUT_OFF = text("UPDATE folds SET since = now() + interval '1 minute' WHERE run_id = :run AND target = :target")

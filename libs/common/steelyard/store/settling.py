@@ -4,7 +4,6 @@ compare-and-set; the caller goes through these verbs in the order of the locks."
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from typing import Any
 from uuid import UUID
 
@@ -18,23 +17,17 @@ from steelyard.store.runs import SESSIONS
 
 @dataclass(frozen=True)
 class HeldRun:
-    """What settling has to know of a run. Of a run of sessions, `metrics` are what its sessions are scored by."""
+    """What settling has to know of a run."""
 
     run_id: UUID
     project_id: UUID
     of_sessions: bool
-    metrics: Sequence[str]
-    filters: Mapping[str, Any]
-    created_at: datetime
 
 
 async def hold_runs(tx: Tx, runs: Sequence[UUID]) -> dict[UUID, HeldRun]:
     """Held against their deletion; one that is deleted is not there, and its pairs are as good as gone."""
     rows = await tx.execute(_HOLD_RUNS, {"runs": sorted(runs)})
-    return {
-        r.id: HeldRun(r.id, r.project_id, r.target_type == SESSIONS, r.metric_names, r.filters, r.created_at)
-        for r in rows
-    }
+    return {r.id: HeldRun(r.id, r.project_id, r.target_type == SESSIONS) for r in rows}
 
 
 async def lock_unsettled(tx: Tx, keys: Sequence[tuple[UUID, UUID, str]]) -> list[PairState]:
@@ -97,7 +90,7 @@ async def count_runs(
     """Moves the runs' counters, last in the transaction; returns the runs that this finished."""
     done = Counter(s.pair.run_id for s in settled)
     evaluated = Counter(run for run, _ in ended)
-    runs = sorted({*done, *released})
+    runs = sorted({*done, *evaluated, *released})
     if not runs:
         return []
     given = {
@@ -137,7 +130,7 @@ def _score(s: Settled, environment: str | None) -> dict[str, Any]:
 
 _HOLD_RUNS = text(
     """
-    SELECT id, project_id, target_type, metric_names, filters, created_at FROM runs
+    SELECT id, project_id, target_type FROM runs
     WHERE id = ANY(CAST(:runs AS uuid[])) AND deleted_at IS NULL ORDER BY id FOR KEY SHARE
     """
 )

@@ -328,6 +328,19 @@ class Target(SQLModel, table=True):
     failed_metrics: list[str] | None = Field(default=None, sa_column=Column(ARRAY(Text), nullable=True))
 
 
+class Fold(SQLModel, table=True):
+    """A session of a run of which nothing is owed any more, until it is folded."""
+
+    __tablename__ = "folds"
+    __table_args__ = (Index("folds_waiting", "since"),)
+
+    run_id: UUID = Field(primary_key=True, foreign_key="runs.id", ondelete="CASCADE")
+    target: str = Field(sa_column=Column(Text, primary_key=True))
+    project_id: UUID = Field(nullable=False)
+    size: int = Field(sa_column=Column(Integer, nullable=False))
+    since: datetime = _when(now=True)
+
+
 class Pair(SQLModel, table=True):
     """One trace by one metric: owed, dispatched, settled, each exactly once. In a run of sessions `place` is the
     trace's place in its session, from 0, as it was when the run was expanded; `value` and `trace_version` are what is folded."""
@@ -536,6 +549,6 @@ class OutboxRow(SQLModel, table=True):
 
 
 TENANT_TABLES = (
-    "traces", "trace_tags", "spans", "sessions", "runs", "targets", "pairs", "trace_scores", "score_history", "rate_limits",
-    "idempotency_keys", "answers", "calls", "run_spending", "session_scores",
+    "traces", "trace_tags", "spans", "sessions", "runs", "targets", "folds", "pairs", "trace_scores", "score_history",
+    "rate_limits", "idempotency_keys", "answers", "calls", "run_spending", "session_scores",
 )  # fmt: skip
