@@ -1,9 +1,15 @@
 """Which judges exist and which of them this deployment can use, without importing any of them."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 RULES = "heuristic/rules-v1"
+LONGEST_NAME = 255
+_SEGMENT = r"[A-Za-z0-9@][A-Za-z0-9._:@-]*"
+_NAME = re.compile(rf"(?!.*\.\.){_SEGMENT}(?:/{_SEGMENT})*")
+# What litellm takes in a name's second part for another interface of the vendor than a model's.
+_INTERFACES = ("responses", "agent_engine")
 
 
 @dataclass(frozen=True)
@@ -47,6 +53,17 @@ PROVIDERS = (
              (), ("VERTEXAI_API_BASE",), ("VERTEXAI_PROJECT", "VERTEXAI_LOCATION")),
 )
 # fmt: on
+
+
+def why_no_name(model: str) -> str | None:
+    """A vendor's address is built from the name, and asked with the operator's key: a name that could lead to another path,
+    or add a query to it, is none. What vendors use is allowed: letters, digits and . _ - : @ in parts between slashes."""
+    if len(model) > LONGEST_NAME or not _NAME.fullmatch(model) or model.split("/")[1:2] in [[i] for i in _INTERFACES]:
+        return (
+            "this is no name of a model: letters, digits and . _ - : @ in parts between slashes, as in provider/model, "
+            f"at most {LONGEST_NAME} characters"
+        )
+    return None
 
 
 def provider_of(model: str) -> Provider | None:
@@ -94,6 +111,8 @@ def why_not(model: str, base_url: str | None, environment: Mapping[str, str]) ->
     """The sentence for a model that this deployment cannot call, or None where it can."""
     if model == RULES:
         return None
+    if why := why_no_name(model):
+        return why
     if model.startswith("heuristic/"):
         return f"there is no judge '{model}'; the rules judge is '{RULES}'"
     if at_own_address(model, base_url, environment):

@@ -7,6 +7,8 @@ from typing import Self
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from steelyard.providers import why_no_name
+
 
 class Settings(BaseSettings):
     """Read once, in each service's `__main__`; everything below takes what it needs as an argument."""
@@ -113,6 +115,13 @@ class Settings(BaseSettings):
     admin_token: SecretStr | None = Field(
         None, description="turns /admin on and is its bearer token; at least 16 characters"
     )
+
+    @field_validator("judge_model", "embedding_model")
+    @classmethod
+    def _name_of_a_model(cls, model: str | None) -> str | None:
+        if model is not None and (why := why_no_name(model)):
+            raise ValueError(why)
+        return model
 
     @field_validator("jwt_secret")
     @classmethod

@@ -467,7 +467,11 @@ Metrics = Annotated[
     list[str], Field(min_length=1, max_length=100, description="names from GET /evaluations/trace-metrics")
 ]
 Model = Annotated[
-    Short | None, Field(description="the judge, e.g. openai/gpt-5.4-mini; the deployment's default when left out")
+    Short | None,
+    Field(
+        description="the judge, e.g. openai/gpt-5.4-mini: letters, digits and . _ - : @ in parts between slashes; the "
+        "deployment's default when left out"
+    ),
 ]
 
 

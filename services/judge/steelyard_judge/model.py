@@ -14,7 +14,7 @@ from typing import Any
 
 from steelyard.errors import Later
 from steelyard.metrics.judging import Case, Question, Reply
-from steelyard.providers import PROVIDERS, RULES, access, at_own_address, default_model, provider_of
+from steelyard.providers import PROVIDERS, RULES, access, at_own_address, default_model, provider_of, why_no_name
 from steelyard.settings import Settings
 from steelyard.traces import storable
 from steelyard_judge import replies
@@ -110,6 +110,8 @@ class Gateway:
         raise AssertionError("without a response_format nothing is refused because of one")
 
     async def _call(self, verb: str, model: str, usage: Usage, **more: Any) -> Any:
+        if why := why_no_name(model):  # checked when the run was made, but whoever builds an address relies on nobody
+            raise Unanswered(why, self._judge(model, usage))
         account, litellm = self._account(model), await self._library()
         async with self.gates.passed(account, model) as gate:
             answer = await self._asked(litellm, verb, model, gate, usage, more)
