@@ -1,5 +1,6 @@
 """/openapi.json and /docs: what the API says about itself is whole, and its examples run."""
 
+import json
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -7,7 +8,9 @@ from typing import Any
 import httpx
 import pytest
 
+from contract.conftest import new_key
 from contract_helpers import new_trace
+from steelyard.store.database import Database
 from steelyard_api.shapes import EXAMPLE
 
 BODIES = ("post", "patch", "put")
@@ -95,23 +98,38 @@ async def test_the_contracts_routes_are_there(document: dict[str, Any]) -> None:
 
 
 async def test_every_example_of_a_body_runs(client: httpx.AsyncClient, document: dict[str, Any]) -> None:
-    """In this order: the trace of the examples first, its deletion last."""
-    ran = 0
+    """In this order: the trace of the examples first, its deletion last. Its id stands where the examples have zeros."""
+    ran, trace = 0, EXAMPLE
     wanted = [(v, p, o) for v, p, o in operations(document) if "requestBody" in o and not p.startswith("/admin")]
     order = ["/traces", "/traces/batch/delete"]
     wanted.sort(key=lambda w: (w[1] != order[0], w[1] == order[1]))
     score = ""
     for verb, path, operation in wanted:
-        body = example_of(document, operation["requestBody"]["content"]["application/json"]["schema"])
+        example = example_of(document, operation["requestBody"]["content"]["application/json"]["schema"])
+        body = json.loads(json.dumps(example).replace(EXAMPLE, trace))
         if "{score_id}" in path:
-            given = {"trace_id": EXAMPLE, "name": "n", "value": "1"}
+            given = {"trace_id": trace, "name": "n", "value": "1"}
             score = score or (await client.post("/evaluations/trace-scores", json=given)).json()["id"]
-        span = (await client.get(f"/traces/{EXAMPLE}")).json().get("spans", [{"span_id": ""}])[0]["span_id"]
-        url = path.replace("{trace_id}", EXAMPLE).replace("{score_id}", score).replace("{span_id}", span)
+        span = (await client.get(f"/traces/{trace}")).json().get("spans", [{"span_id": ""}])[0]["span_id"]
+        url = path.replace("{trace_id}", trace).replace("{score_id}", score).replace("{span_id}", span)
         answer = await client.request(verb, url, json=body)
         assert 200 <= answer.status_code < 300, (verb, url, answer.text)
-        ran += 1
+        ran, trace = ran + 1, answer.json()["trace_id"] if path == "/traces" else trace
     assert ran >= 9
+
+
+async def test_whoever_pastes_the_examples_has_traces_of_his_own(
+    http: httpx.AsyncClient, api_database: Database, document: dict[str, Any]
+) -> None:
+    """The first tenant who pasted them owned their id, and everybody else was told that there is no such trace."""
+    body = document["components"]["schemas"]["TraceIn"]["examples"][0]
+    made = set[str]()
+    for organization in ("acme", "globex"):
+        headers = {"X-API-Key": await new_key(api_database, organization), "X-Project-Name": "p"}
+        answer = await http.post("/traces", json=body, headers=headers)
+        assert answer.status_code == 202, answer.text
+        made.add(answer.json()["trace_id"])
+    assert len(made) == 2
 
 
 async def test_the_documentation_is_served_without_a_key(http: httpx.AsyncClient) -> None:

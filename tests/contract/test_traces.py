@@ -98,3 +98,22 @@ async def test_what_postgres_cannot_hold_is_replaced_and_not_refused(client: htt
     trace_id = await sent(client, name="a\x00b", input={"k\x00": "\x00"}, tags=["\x00"])
     read = (await client.get(f"/traces/{trace_id}")).json()
     assert (read["name"], read["input"], read["tags"]) == ("a\ufffdb", {"k\ufffd": "\ufffd"}, ["\ufffd"])
+
+
+async def test_a_trace_shows_the_sums_that_lists_show(client: httpx.AsyncClient) -> None:
+    spans = [
+        {
+            "name": "a",
+            "started_at": START,
+            "token_usage": {"prompt_tokens": n, "completion_tokens": 1},
+            "cost": {"total": 0.1 * n},
+        }
+        for n in (1, 2, 3)
+    ]
+    trace = await sent(client, session_id="s", spans=spans)
+    (listed,) = (await client.get("/traces")).json()["items"]
+    (of_session,) = (await client.get("/sessions/s")).json()["traces"]
+    changed = (await client.patch(f"/traces/{trace}", json={"name": "b"})).json()
+    for shown in ((await client.get(f"/traces/{trace}")).json(), of_session, changed):
+        assert (shown["total_tokens"], shown["total_cost"]) == (listed["total_tokens"], listed["total_cost"])
+    assert listed["total_tokens"] == 9 and listed["total_cost"] > 0.5

@@ -47,6 +47,8 @@ not exist.
 about. Lists are `{"items": […], "total": n, "limit": n, "offset": n}`. `X-Request-ID` is echoed, or made. Times are ISO 8601; one
 without a zone is UTC.
 
+**Examples.** An id of zeros stands for an id of yours. The example of a trace has none, so each time it is sent it is another one.
+
 **Repeating.** What creates something takes an `Idempotency-Key`: the same request with the same key has its effect once.
 A 503 or 429 says in `Retry-After` when to try again. A 429 changed nothing; a 503 says whether it may have: then the same ids or
 the same key make it safe to repeat.

@@ -116,5 +116,5 @@ async def _session(tx: Tx, visitor: Visit, session_id: str, limit: int, offset: 
     if summed is None:
         return None
     ids = await sessions.traces_of(tx, visitor.project, session_id, limit, offset)
-    whole = await traces.load(tx, ids, visitor.project)
-    return SessionOut(**summed, traces=[TraceOut.of(whole[i]) for i in ids if i in whole])
+    whole, sums = await traces.load(tx, ids, visitor.project), await traces.sums(tx, ids)
+    return SessionOut(**summed, traces=[TraceOut.of(whole[i], sums[i]) for i in ids if i in whole and i in sums])

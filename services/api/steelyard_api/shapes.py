@@ -1,5 +1,6 @@
 """The shapes of the HTTP contract: what is accepted and what is answered."""
 
+from collections.abc import Mapping
 from datetime import datetime
 from enum import StrEnum
 from typing import Annotated, Any, Generic, TypeVar
@@ -15,7 +16,8 @@ from steelyard.traces import Span, SpanKind, SpanStatus, Trace, TraceStatus, mil
 
 T = TypeVar("T")
 DEEPEST = 200
-EXAMPLE = "11111111-1111-1111-1111-111111111111"
+# Stands for an id of the reader's; no example makes a thing of this id, or the first who pastes it would own it.
+EXAMPLE = "00000000-0000-0000-0000-000000000000"
 
 
 def _shallow(value: Any) -> Any:
@@ -204,7 +206,6 @@ class TraceIn(Shape):
         json_schema_extra={
             "examples": [
                 {
-                    "trace_id": EXAMPLE,
                     "name": "find-train",
                     "session_id": "trip-1",
                     "started_at": "2026-11-20T09:00:00Z",
@@ -353,12 +354,14 @@ class TraceOut(Shape):
     tags: list[str]
     environment: str | None
     release: str | None
+    total_tokens: int
+    total_cost: float
     version: int = Field(description="moves with every change of the trace or of a span")
     spans: list[SpanOut]
 
     @classmethod
-    def of(cls, trace: Trace) -> "TraceOut":
-        fields = dict(trace) | {"spans": [SpanOut.of(trace.trace_id, s) for s in trace.spans]}
+    def of(cls, trace: Trace, sums: Mapping[str, Any]) -> "TraceOut":
+        fields = dict(trace) | dict(sums) | {"spans": [SpanOut.of(trace.trace_id, s) for s in trace.spans]}
         return cls(**fields)
 
 

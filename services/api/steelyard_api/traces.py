@@ -276,7 +276,7 @@ async def _read(tx: Tx, project: UUID, trace_id: UUID) -> TraceOut:
     found = await traces.get(tx, trace_id, project)
     if found is None:
         raise not_found("Trace")
-    return TraceOut.of(found)
+    return TraceOut.of(found, (await traces.sums(tx, [trace_id]))[trace_id])
 
 
 def _arrival(trace: TraceIn, clean: bool) -> Arrival:

@@ -179,6 +179,12 @@ async def load(tx: Tx, ids: Sequence[UUID], project: UUID | None = None) -> dict
     }
 
 
+async def sums(tx: Tx, ids: Sequence[UUID]) -> dict[UUID, dict[str, Any]]:
+    """What lists show of these traces' spans, by the same columns: a judge has no use for it, so it is no part of a trace."""
+    rows = await tx.execute(_SUMS, {"ids": list(ids)})
+    return {r.trace_id: {"total_tokens": r.total_tokens, "total_cost": r.total_cost} for r in rows}
+
+
 async def page(
     tx: Tx, project: UUID, filters: TraceFilters, sort_by: str, descending: bool, limit: int, offset: int
 ) -> tuple[list[dict[str, Any]], int]:
@@ -446,6 +452,7 @@ _TRACES = text(
     FROM traces WHERE trace_id = ANY(:ids) AND (CAST(:project AS uuid) IS NULL OR project_id = :project)
     """
 )
+_SUMS = text("SELECT trace_id, total_tokens, total_cost FROM traces WHERE trace_id = ANY(:ids)")
 # Foreign keys look past row-level security: a span counts only where its trace is of the same project.
 _SPANS = text(
     """
