@@ -35,9 +35,9 @@ def _shallow(value: Any) -> Any:
 When = Moment
 Json = Annotated[Any, BeforeValidator(_shallow)]
 Object = Annotated[dict[str, Any], BeforeValidator(_shallow)]
-Cost = dict[str, Annotated[float, Field(strict=True, allow_inf_nan=False)]]
 Name = Annotated[str, Field(min_length=1, max_length=512)]
 Short = Annotated[str, Field(max_length=255)]
+Cost = Annotated[dict[Short, Annotated[float, Field(strict=True, allow_inf_nan=False)]], Field(max_length=100)]
 Tag = Annotated[str, Field(max_length=255)]
 Tags = Annotated[list[Tag], Field(max_length=200)]
 
@@ -467,7 +467,7 @@ class SessionDeleted(Shape):
 
 RunName = Annotated[Name | None, Field(description="a label for people")]
 Metrics = Annotated[
-    list[str], Field(min_length=1, max_length=100, description="names from GET /evaluations/trace-metrics")
+    list[Short], Field(min_length=1, max_length=100, description="names from GET /evaluations/trace-metrics")
 ]
 Model = Annotated[
     Short | None,
@@ -512,6 +512,27 @@ Grouped = Annotated[
 ]
 
 
+AnyTags = Annotated[tuple[Tag, ...], Field(max_length=200)]
+
+
+class RunFilters(TraceFilters):
+    """Which traces a run means. As they are stored they have no bounds: a run may be older than these."""
+
+    session_id: Short | None = Field(None, description="exactly this one")
+    user_id: Short | None = Field(None, description="exactly this one")
+    tags: AnyTags | None = Field(None, description="traces with any of these tags")
+    name: Annotated[str, Field(max_length=512)] | None = Field(
+        None, description="part of the trace's name, in any case"
+    )
+
+
+class SessionsFilters(SessionRunFilters):
+    """Which sessions a run means; bounded as the filters of traces are."""
+
+    user_id: Short | None = Field(None, description="sessions with a trace of exactly this user")
+    tags: AnyTags | None = Field(None, description="sessions with a trace that has any of these tags")
+
+
 class Limited(Shape):
     """What a run asks for beside what it means."""
 
@@ -525,7 +546,7 @@ class RunIn(Limited):
 
     name: RunName = None
     metrics: Metrics
-    filters: TraceFilters = Field(TraceFilters(), description="all traces of the project when left out")
+    filters: RunFilters = Field(RunFilters(), description="all traces of the project when left out")
     sampling_rate: Annotated[float, Field(strict=True, ge=0, le=1, allow_inf_nan=False)] = Field(
         1.0, description="part of the matching traces: floor(n x rate), at least one"
     )
@@ -559,11 +580,11 @@ class BatchRunIn(Limited):
 
 
 SessionMetricNames = Annotated[
-    list[str], Field(min_length=1, max_length=100, description="names from GET /evaluations/session-metrics")
+    list[Short], Field(min_length=1, max_length=100, description="names from GET /evaluations/session-metrics")
 ]
 Weight = Annotated[float, Field(strict=True, ge=0, le=HEAVIEST, allow_inf_nan=False)]
 Weights = Annotated[
-    dict[str, Weight] | None,
+    Annotated[dict[Short, Weight], Field(max_length=100)] | None,
     Field(description="how much each signal counts, by its name; a signal that is not named keeps its usual weight"),
 ]
 
@@ -573,7 +594,7 @@ class SessionRunIn(Limited):
 
     name: RunName = None
     metrics: SessionMetricNames
-    filters: SessionRunFilters = Field(SessionRunFilters(), description="all sessions of the project when left out")
+    filters: SessionsFilters = Field(SessionsFilters(), description="all sessions of the project when left out")
     sampling_rate: Annotated[float, Field(strict=True, ge=0, le=1, allow_inf_nan=False)] = Field(
         1.0, description="part of the matching sessions: floor(n x rate), at least one"
     )
