@@ -17,6 +17,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_en
 from sqlalchemy.pool import NullPool
 
 from addresses import Infra
+from databases import Databases
 from eventually import eventually
 from migration_rules import Sent, refusals
 from steelyard.store import migrate, online
@@ -29,8 +30,8 @@ TABLES = ("runs", "pairs", "traces")
 
 
 @pytest.fixture
-async def engine(infra: Infra) -> AsyncIterator[AsyncEngine]:
-    """An empty database; the services' roles are there, as the session's template needs them too."""
+async def engine(infra: Infra, databases: Databases) -> AsyncIterator[AsyncEngine]:
+    """Of an empty database; the session's others have made the services' roles."""
     name, server = f"steelyard_{uuid4().hex[:12]}", infra.owner_url.rpartition("/")[0]
     owner = await asyncpg.connect(infra.owner_url)
     await owner.execute(f"CREATE DATABASE {name}")

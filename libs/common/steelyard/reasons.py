@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from aiokafka.errors import KafkaError
+from asyncpg import TargetServerAttributeNotMatched
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from steelyard.errors import Later, Never
@@ -29,6 +30,8 @@ def reason(error: BaseException) -> str:
     if (code := sqlstate(error)) is not None:
         return _of_postgres(error, code)
     inner = getattr(error, "orig", None) or error
+    if isinstance(getattr(inner, "driver_exception", inner), TargetServerAttributeNotMatched):
+        return "no server takes writes"
     if isinstance(inner, OSError | KafkaError | PoolTimeout):
         return ": ".join([type(inner).__name__, *str(inner).splitlines()[:1]])
     return " at ".join([type(inner).__name__, *_place(error)])

@@ -113,7 +113,8 @@ def _described(request: Request) -> Mapping[str, Mapping[str, Any]]:
     return paths
 
 
-AWAY = "The database is not reachable right now; nothing was changed"
+AWAY = "The database does not take this request right now; nothing was changed"
+REFUSED = ("25006", "57014")  # a read-only transaction, a statement that took too long
 LOST = (
     "The database went away in the middle of this request: what it writes may or may not have been written. Repeat it with "
     "the same ids or the same Idempotency-Key"
@@ -121,7 +122,8 @@ LOST = (
 
 
 def _lost(e: Exception) -> bool:
-    return isinstance(e, DBAPIError) and e.connection_invalidated
+    """Connections are dropped after refusals too, and then it is certain that nothing was written."""
+    return isinstance(e, DBAPIError) and e.connection_invalidated and sqlstate(e) not in REFUSED
 
 
 async def _database(_: Request, e: Exception) -> Response:

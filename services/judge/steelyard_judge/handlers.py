@@ -117,7 +117,9 @@ def judge(
         except TimeoutError as e:
             if not deadline.expired():
                 raise
-            raise Later(f"judging took longer than {job_seconds:g} s") from e
+            # Waiting for a database that is away was nobody's attempt.
+            counts = await database.unwell() is None
+            raise Later(f"judging took longer than {job_seconds:g} s", counts=counts) from e
 
     return service
 

@@ -5,7 +5,9 @@ and its commit may pay for it again."""
 
 import asyncio
 import hashlib
+import itertools
 import logging
+import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
@@ -17,6 +19,7 @@ from steelyard.settings import Settings
 from steelyard.store import answers
 from steelyard.store.answers import Found, Made, Wanted
 from steelyard.store.database import Database, reason, temporary
+from steelyard.tasks import ended
 from steelyard_judge.lookup import Batched
 from steelyard_judge.model import Gateway
 from steelyard_judge.orders import Order
@@ -24,6 +27,7 @@ from steelyard_judge.usage import CallNote, Usage
 
 log = logging.getLogger(__name__)
 MOST_ROWS = 500
+LONGEST_PAUSE = 5.0
 
 
 class Book(Protocol):
@@ -35,15 +39,19 @@ class Book(Protocol):
 
 
 class Ledger:
-    """The database's book. What is written while a transaction is on its way goes into the next one."""
+    """The database's book. What is written while a transaction is on its way goes into the next one. While calls cannot be
+    written down nothing new is paid for: whoever wants to ask waits, so what is kept in memory is what was under way."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
         self._wanted: Batched[Wanted, Found] = Batched(self._find, most=MOST_ROWS)
         self._waiting: list[tuple[Sequence[Made], asyncio.Future[None]]] = []
         self._writing: asyncio.Task[None] | None = None
+        self._writable = asyncio.Event()
+        self._writable.set()
 
     async def find(self, wanted: Wanted) -> Found | None:
+        await self._writable.wait()
         return await self._wanted.get(wanted)
 
     def write(self, made: Sequence[Made]) -> "asyncio.Future[None]":
@@ -58,8 +66,12 @@ class Ledger:
 
     async def stop(self) -> None:
         """What was paid for is written down, whoever is still there to hear of it."""
-        if self._writing is not None:
-            await asyncio.wait([self._writing], timeout=10)
+        if self._writing is None:
+            return
+        await asyncio.wait([self._writing], timeout=10)
+        if not self._writing.done():
+            log.error("the database is still away: calls that were paid for are not written down")
+            await ended([self._writing])
 
     async def unwell(self) -> str | None:
         return None
@@ -77,22 +89,29 @@ class Ledger:
             self._writing = None
 
     async def _commit(self, group: Sequence[tuple[Sequence[Made], "asyncio.Future[None]"]]) -> None:
-        """An absent database is waited for: what was paid is not forgotten because it could not be written at once."""
         error: Exception | None = None
-        while True:
-            try:
-                async with self._database.begin() as tx:
-                    await answers.record(tx, [m for made, _ in group for m in made])
-            except Exception as e:
-                if temporary(e):
-                    log.warning("calls cannot be written down yet: %s", reason(e))
-                    await asyncio.sleep(1.0)
-                    continue
-                log.exception("%d calls could not be written down", len(group))
-                error = e
-            break
+        try:
+            await self._patiently([m for made, _ in group for m in made])
+        except Exception as e:
+            log.error("%d calls could not be written down: %s", len(group), reason(e), exc_info=e)
+            error = e
+        self._writable.set()
         for _, done in group:
             _end(done, error)
+
+    async def _patiently(self, made: Sequence[Made]) -> None:
+        """An absent database is waited for: what was paid is not forgotten because it could not be written at once."""
+        for tries in itertools.count():
+            try:
+                async with self._database.begin() as tx:
+                    await answers.record(tx, made)
+                return
+            except Exception as e:
+                if not temporary(e):
+                    raise
+                log.warning("calls cannot be written down yet: %s", reason(e))
+                self._writable.clear()
+                await asyncio.sleep(min(LONGEST_PAUSE, 0.1 * 2 ** min(tries, 10)) * random.uniform(0.5, 1.0))
 
 
 def _end(done: "asyncio.Future[None]", error: Exception | None) -> None:

@@ -7,6 +7,7 @@ from contextlib import suppress
 
 import asyncpg
 
+from steelyard.store.database import CONNECT, UNREACHABLE, Connection
 from steelyard.tasks import ended
 
 log = logging.getLogger(__name__)
@@ -33,12 +34,14 @@ class Bells:
         while True:
             try:
                 await self._while_connected()
-            except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, TimeoutError) as e:
+            except UNREACHABLE as e:
                 log.debug("bells: %s", e)
             await asyncio.sleep(1.0)
 
     async def _while_connected(self) -> None:
-        connection: asyncpg.Connection[asyncpg.Record] = await asyncpg.connect(self._url, timeout=5)
+        connection: asyncpg.Connection[asyncpg.Record] = await asyncpg.connect(
+            self._url, connection_class=Connection, **CONNECT
+        )
         gone = asyncio.Event()
         connection.add_termination_listener(lambda _: gone.set())
         try:

@@ -2,6 +2,7 @@
 
 import asyncio
 import math
+import socket
 import time
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
@@ -12,6 +13,7 @@ from weakref import WeakValueDictionary
 import asyncpg
 import orjson
 from sqlalchemy import event, exc, text
+from sqlalchemy.engine import ExceptionContext
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 from sqlalchemy.pool import ConnectionPoolEntry
 
@@ -20,19 +22,28 @@ from steelyard.reasons import reason as reason
 from steelyard.reasons import sqlstate as sqlstate
 
 Tx = AsyncConnection
-# Connection trouble, shutdown, serialization, deadlock, out of resources, lock not available.
-PASSING = ("08", "57P", "40001", "40P01", "53", "55P03")
-# The database itself is away, full, broken, lets nobody in or lets nobody write: whatever is asked of it, by whomever.
-AWAY = ("08", "25006", "28", "53", "57P", "58")
+# By SQLSTATE or its class. The database itself is away, full, broken, lets nobody in (after a failover its roles may lag behind,
+# or it is being restored) or lets nobody write: whatever is asked of it, by whomever.
+AWAY = ("08", "25006", "28", "3D000", "53", "57P", "58")
 CONTENDED = ("40001", "40P01", "55P03")
+# A statement or a transaction that took longer than its role may.
+TIMED_OUT = ("25P03", "25P04", "57014")
+READ_ONLY = "25006"
+# After these a connection is not used again. A lock that was not to be had says nothing about its connection, and another
+# one would find no more memory or disk.
+UNTRUSTED = (READ_ONLY, "57014", "58")
 HEAD = "0007"
 RESTED_SECONDS = 1.0
+# Of several servers the one that takes writes, and none where none does.
+CONNECT: dict[str, Any] = {"timeout": 5, "target_session_attrs": "read-write"}
+UNREACHABLE = (exc.SQLAlchemyError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError)
 
 
 class Database:
     """One pool of one role. A transaction of the API names its project: row-level security shows it nothing else."""
 
-    def __init__(self, url: str, pool: int = 10) -> None:
+    def __init__(self, url: str, pool: int = 10, **settings: str) -> None:
+        """`settings` are the server's, for these connections in place of what the role has."""
         self.url, self._pool = url, pool
         self._shares: WeakValueDictionary[UUID, asyncio.Semaphore] = WeakValueDictionary()
         self._engine: AsyncEngine = create_async_engine(
@@ -43,9 +54,10 @@ class Database:
             pool_timeout=10,
             json_serializer=dumps,
             json_deserializer=orjson.loads,
-            connect_args={"timeout": 5, "server_settings": {"application_name": "steelyard"}},
+            connect_args={**CONNECT, "connection_class": Connection, "server_settings": _NAMED | settings},
         )
         _ping_the_idle(self._engine)
+        _drop_the_untrusted(self._engine)
 
     @asynccontextmanager
     async def begin(self, project: UUID | None = None) -> AsyncIterator[Tx]:
@@ -70,11 +82,13 @@ class Database:
             yield await tx.execution_options(isolation_level="AUTOCOMMIT")
 
     async def start(self) -> None:
-        """Ready means migrated: a service that is ahead of its tables waits for them."""
+        """Ready means migrated and writable. A service that is ahead of its tables waits for them, and so does one that
+        meets a standby, a database that is being restored, or one that does not know its role yet."""
         try:
             async with self.begin() as tx:
                 at = (await tx.execute(text("SELECT version_num FROM alembic_version"))).scalar()
-        except (exc.DBAPIError, asyncpg.PostgresError, OSError) as e:
+                await tx.execute(_WRITABLE)
+        except UNREACHABLE as e:
             raise Later(f"the database is not ready ({reason(e)}); is it up and migrated (make migrate)?") from e
         if at is None or str(at) < HEAD:
             raise Later(f"the database is at version {at}, this service needs {HEAD}: make migrate")
@@ -85,10 +99,21 @@ class Database:
     async def unwell(self) -> str | None:
         try:
             async with self.begin() as tx:
-                await tx.execute(text("SELECT 1"))
-        except (exc.SQLAlchemyError, asyncpg.PostgresError, OSError) as e:
-            return f"the database does not answer: {reason(e)}"
+                await tx.execute(_WRITABLE)
+        except UNREACHABLE as e:
+            return f"the database takes no writes: {reason(e)}"
         return None
+
+
+class Connection(asyncpg.Connection):
+    """One that notices a host that vanished, which answers nothing and refuses nothing."""
+
+    def __init__(self, protocol: Any, transport: asyncio.Transport, *rest: Any) -> None:
+        super().__init__(protocol, transport, *rest)
+        wire: socket.socket = transport.get_extra_info("socket")
+        if wire.family != socket.AF_UNIX:
+            for level, option, value in KEEPALIVE:
+                wire.setsockopt(level, option, value)
 
 
 def _ping_the_idle(engine: AsyncEngine) -> None:
@@ -110,6 +135,26 @@ def _ping_the_idle(engine: AsyncEngine) -> None:
             raise exc.InvalidatePoolError(reason(e)) from e
 
 
+def _drop_the_untrusted(engine: AsyncEngine) -> None:
+    """A connection that may not write takes the others along: they lead to the server that was the primary before."""
+
+    @event.listens_for(engine.sync_engine, "handle_error")
+    def failed(context: ExceptionContext) -> None:
+        state = sqlstate(context.original_exception) or ""
+        if not context.is_disconnect and state.startswith(UNTRUSTED):
+            context.is_disconnect, context.invalidate_pool_on_disconnect = True, state == READ_ONLY
+
+
+_NAMED = {"application_name": "steelyard"}
+# After 10 s of silence the host is asked three times; and what was sent has to be acknowledged within 20 s.
+_TCP = {"TCP_KEEPIDLE": 10, "TCP_KEEPINTVL": 3, "TCP_KEEPCNT": 3, "TCP_USER_TIMEOUT": 20_000}
+KEEPALIVE = [
+    (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
+    # Not every system has all of them.
+    *((socket.IPPROTO_TCP, getattr(socket, name), value) for name, value in _TCP.items() if hasattr(socket, name)),
+]
+# A standby refuses it, and so does a read-only transaction, although it locks no row.
+_WRITABLE = text("SELECT FROM outbox LIMIT 0 FOR UPDATE")
 _ENTER = text("SELECT set_config('steelyard.project', :project, true)")
 
 
@@ -120,23 +165,26 @@ def driver(url: str) -> str:
 
 def temporary(error: BaseException) -> bool:
     """Whether the same statement may work in a moment."""
-    if isinstance(error, exc.TimeoutError | ConnectionError | TimeoutError | asyncpg.InterfaceError):
-        return True
-    if isinstance(error, OSError):
-        return not isinstance(error, FileNotFoundError | PermissionError)
-    if isinstance(error, exc.DBAPIError) and (error.connection_invalidated or isinstance(error, exc.InterfaceError)):
-        return True
-    return (sqlstate(error) or "").startswith(PASSING)
+    return away(error) or contended(error) or _stale(error) or (sqlstate(error) or "").startswith(TIMED_OUT)
 
 
 def away(error: BaseException) -> bool:
     """Whether any statement would have met this error, and not the one that did. An error of the driver on a connection
     that lives, like too many parameters, is the statement's own."""
+    if (state := sqlstate(error)) is not None:
+        return state.startswith(AWAY)
     if isinstance(error, exc.DBAPIError):
-        return error.connection_invalidated or (sqlstate(error) or "").startswith(AWAY)
-    if isinstance(error, exc.TimeoutError | asyncpg.InterfaceError | OSError):
-        return True
-    return (sqlstate(error) or "").startswith(AWAY)
+        return error.connection_invalidated or isinstance(
+            error.driver_exception, asyncpg.TargetServerAttributeNotMatched
+        )
+    if isinstance(error, OSError):
+        return not isinstance(error, FileNotFoundError | PermissionError)
+    return isinstance(error, exc.TimeoutError | asyncpg.InterfaceError | asyncpg.TargetServerAttributeNotMatched)
+
+
+def _stale(error: BaseException) -> bool:
+    """A migration has changed what the statement was prepared for; the driver prepares it again."""
+    return isinstance(error, exc.DBAPIError) and isinstance(error.driver_exception, asyncpg.InvalidCachedStatementError)
 
 
 def contended(error: BaseException) -> bool:
