@@ -3,6 +3,9 @@ SHELL := /bin/bash
 .SHELLFLAGS := -o pipefail -c
 PYTHON ?= python3
 PY := .venv/bin/python
+# Processes that share the tests: most of a test is waiting. ARGS="-n 0 …" for one process, as a debugger needs it.
+WORKERS ?= 4
+PYTEST := $(PY) -m pytest -n $(WORKERS) --dist load --maxschedchunk 1
 KAFKA := .local/kafka-4.1.1
 CODE := libs services deploy/local tests
 export PYTHONUNBUFFERED := 1
@@ -27,11 +30,11 @@ down: ## stop whatever dev, demo or tests of this checkout left running (make de
 
 .PHONY: test
 test: install ## the tests, on a real Kafka and a real Postgres
-	@$(PY) -m pytest -m "not faults and not soak" $(ARGS)
+	@$(PYTEST) -m "not faults and not soak" $(ARGS)
 
 .PHONY: test-faults
 test-faults: install ## the longer suites that kill processes in the middle of their work
-	@$(PY) -m pytest -m "faults and not soak" $(ARGS)
+	@$(PYTEST) -m "faults and not soak" $(ARGS)
 
 .PHONY: soak
 soak: install ## full-size checks that take many minutes; ARGS="-k judge" for one of them

@@ -1,41 +1,58 @@
 """A real Kafka and a real Postgres, once for the session; a topic prefix and a database of its own for each test."""
 
 import asyncio
-import os
 from collections.abc import AsyncIterator, Iterator
+from contextlib import ExitStack
+from typing import Any
 from uuid import uuid4
 
 import pytest
 
 from addresses import Infra, Urls
-from containers import docker_answers, start_containers
 from databases import Databases
+from servers import start_servers
 from steelyard.kafka import Cluster, make_topics
 from steelyard.store.database import Database
-from steelyard_local.kafka import start_kafka
-from steelyard_local.postgres import start_postgres
-from steelyard_local.processes import Home
+
+Servers = tuple[str, str, str, str]  # Kafka, Postgres, the template and its schema
+SHARED = pytest.StashKey[Servers]()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: Any) -> None:
+    """Of several processes (pytest -n) the first one starts the servers, once, and says to the others where they are."""
+    config = node.config
+    if SHARED not in config.stash:
+        servers = ExitStack()
+        config.add_cleanup(servers.close)
+        infra = servers.enter_context(start_servers())
+        databases = asyncio.run(Databases.open(infra))
+        servers.callback(lambda: asyncio.run(databases.close()))
+        config.stash[SHARED] = (infra.bootstrap, infra.owner_url, databases.template, databases.schema)
+    node.workerinput["servers"] = config.stash[SHARED]
 
 
 @pytest.fixture(scope="session")
-def infra() -> Iterator[Infra]:
-    """Given addresses first, then Docker where an engine answers, then plain processes: the same tests."""
-    if "KAFKA_BOOTSTRAP" in os.environ and "DATABASE_URL" in os.environ:
-        yield Infra(os.environ["KAFKA_BOOTSTRAP"], os.environ["DATABASE_URL"])
-    elif docker_answers():
-        with start_containers() as (bootstrap, url):
-            yield Infra(bootstrap, url)
-    else:
-        home = Home.fresh("test")
-        try:
-            postgres = start_postgres(home)
-            yield Infra(start_kafka(home, prompt_commits=True), postgres.url("postgres"))
-        finally:
-            home.close()
+def shared(request: pytest.FixtureRequest) -> Servers | None:
+    return getattr(request.config, "workerinput", {}).get("servers")
 
 
 @pytest.fixture(scope="session")
-def databases(infra: Infra) -> Iterator[Databases]:
+def infra(shared: Servers | None) -> Iterator[Infra]:
+    if shared:
+        yield Infra(*shared[:2])
+        return
+    with start_servers() as infra:
+        yield infra
+
+
+@pytest.fixture(scope="session")
+def databases(infra: Infra, shared: Servers | None) -> Iterator[Databases]:
+    if shared:
+        mine = Databases(infra, *shared[2:])
+        yield mine
+        asyncio.run(mine.drop_idle())
+        return
     made = asyncio.run(Databases.open(infra))
     yield made
     asyncio.run(made.close())
