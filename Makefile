@@ -9,6 +9,8 @@ PYTEST := $(PY) -m pytest -n $(WORKERS) --dist load --maxschedchunk 1
 KAFKA := .local/kafka-4.1.1
 CODE := libs services deploy/local tests
 export PYTHONUNBUFFERED := 1
+# Tests start scores of processes: without kept bytecode each of them compiles everything it imports.
+unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 

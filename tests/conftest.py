@@ -10,7 +10,7 @@ import pytest
 
 from addresses import Infra, Urls
 from databases import Databases
-from servers import start_servers
+from servers import delete_topics, start_servers
 from steelyard.kafka import Cluster, make_topics
 from steelyard.store.database import Database
 
@@ -86,7 +86,8 @@ def cluster(infra: Infra) -> Cluster:
 
 
 @pytest.fixture
-async def topics(cluster: Cluster) -> Cluster:
-    """The cluster with every topic made."""
+async def topics(cluster: Cluster) -> AsyncIterator[Cluster]:
+    """The cluster with every topic made. They go with their test: whoever asks for all topics reads those of all tests."""
     await make_topics(cluster)
-    return cluster
+    yield cluster
+    await delete_topics(cluster)

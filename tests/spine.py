@@ -11,7 +11,7 @@ from uuid import UUID, uuid4
 from sqlalchemy import text
 
 from addresses import Urls
-from eventually import eventually
+from eventually import DEADLINE, eventually
 from steelyard.clock import Clock, utc_now
 from steelyard.events import RunRequested
 from steelyard.filters import TraceFilters
@@ -132,7 +132,7 @@ class Spine:
         (held,) = await self.rows("SELECT * FROM runs WHERE id = :r", r=run_id)
         return held | (shown or {})
 
-    async def done(self, run_id: UUID, seconds: float = 30) -> dict[str, Any]:
+    async def done(self, run_id: UUID, seconds: float = DEADLINE) -> dict[str, Any]:
         async def finished() -> dict[str, Any] | None:
             for _, task in self.running.values():
                 if task.done():
@@ -156,7 +156,8 @@ async def spine(cluster: Cluster, urls: Urls, **settings: Any) -> AsyncIterator[
         http_port=0,
         kafka_bootstrap=cluster.bootstrap,
         topic_prefix=cluster.prefix,
-        kafka_session_seconds=6,
+        # Nobody here vanishes without leaving its group, and a busy machine may hold a loop up for seconds.
+        kafka_session_seconds=15,
         **settings,
     )
     made = Spine(chosen, cluster, database, await new_project(urls))

@@ -6,7 +6,7 @@ from typing import Any
 import httpx
 from sqlalchemy import text
 
-from eventually import eventually
+from eventually import DEADLINE, eventually
 from steelyard.store.database import Database
 from steelyard_local.client import Client
 from steelyard_local.processes import Home
@@ -58,7 +58,7 @@ class System:
         found: dict[str, Any] = await self.call("get", f"/evaluations/trace-runs/{run_id}")
         return found
 
-    async def done(self, run_id: str, seconds: float = 120) -> dict[str, Any]:
+    async def done(self, run_id: str, seconds: float = 2 * DEADLINE) -> dict[str, Any]:
         async def finished() -> dict[str, Any] | None:
             found = await self.run(run_id)
             return found if found["status"] in ("COMPLETED", "FAILED") else None
@@ -70,7 +70,7 @@ class System:
         async def enough() -> bool:
             return bool((await self.run(run_id))["evaluated_count"] >= count)
 
-        await eventually(enough, f"{count} traces are evaluated", 90)
+        await eventually(enough, f"{count} traces are evaluated")
 
     async def calls(self) -> int:
         return int((await self.stats())["calls"])

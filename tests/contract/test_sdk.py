@@ -43,7 +43,7 @@ async def address(urls: Urls) -> AsyncIterator[str]:
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
         thread.start()
         try:
-            await eventually(lambda: server.started, "the API listens", 20)
+            await eventually(lambda: server.started, "the API listens")
             yield f"http://127.0.0.1:{listening.getsockname()[1]}"
         finally:
             server.should_exit = True

@@ -71,7 +71,7 @@ async def after_a_failed_lookup(topics: Cluster, urls: Urls, error: Exception, s
         run_id = await system.request(METRICS)
         await eventually(lambda: database.refused, "a look-up fails")
         database.away = None
-        await eventually(lambda: system.rows(sql), "the pair without a look-up has ended by itself", 20)
+        await eventually(lambda: system.rows(sql), "the pair without a look-up has ended by itself")
         judging.go.set()
         await system.done(run_id)
         return Counter(judging.made), await system.rows("SELECT name, value, reason FROM trace_scores")

@@ -95,7 +95,7 @@ class Deployment:
         async def done() -> bool:
             return (await self.call("get", f"/evaluations/trace-runs/{run}"))["status"] in ("COMPLETED", "FAILED")
 
-        await eventually(done, f"the run of {session} is done", 120)
+        await eventually(done, f"the run of {session} is done")
         return run
 
     async def request(self, model: str, session: str) -> str:
@@ -111,7 +111,7 @@ class Deployment:
             async with self.database.begin() as tx:
                 return [dict(r._mapping) for r in await tx.execute(statement, {"run": run})]
 
-        pairs = await eventually(expanded, "the run's pairs are there", 60)
+        pairs = await eventually(expanded, "the run's pairs are there")
         publisher = Publisher(self.cluster)
         await publisher.start()
         metadata = {WORDS["key"]: WORDS["value"] + chr(0)}
@@ -274,7 +274,7 @@ async def test_no_key_is_found_anywhere_after_runs_that_failed_in_every_way(depl
         reasons = await deployment.reasons()
         return "not an event" in reasons[letters["jobs.trace"]] and "Untranslatable" in reasons[letters["scores.trace"]]
 
-    await eventually(buried, "what cannot be read and what cannot be stored are dead letters", 60)
+    await eventually(buried, "what cannot be read and what cannot be stored are dead letters")
     await asyncio.to_thread(deployment.services.start, "judge-1")
     shown = deployment.logs() | await deployment.tables() | await deployment.messages() | await deployment.answers(runs)
     scores = shown["table trace_scores"]

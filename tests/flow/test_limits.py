@@ -126,7 +126,7 @@ async def test_answers_that_never_end_give_their_slots_back_and_other_traces_are
     judged: Judged, behaviour: str, deadline: str
 ) -> None:
     """As many as there are slots: who kept his would keep everybody waiting."""
-    judged.start_judge("judge", **{deadline: 1.0})
+    judged.start_judge("judge", **{deadline: 4.0})
     judged.openai.tell(behaviour, times=4)
     await judged.system.ingest(12)
     run_id = await judged.system.request(["confidence"], judge_model=GPT)

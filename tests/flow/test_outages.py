@@ -75,5 +75,5 @@ async def evaluated(client: Client, run_id: str, count: int) -> dict[str, Any]:
         done = run["evaluated_count"] >= count and (count < 120 or run["status"] == "COMPLETED")
         return run if done else None
 
-    found: dict[str, Any] = await eventually(enough, f"{count} traces of {run_id} are evaluated", 120)
+    found: dict[str, Any] = await eventually(enough, f"{count} traces of {run_id} are evaluated")
     return found

@@ -76,7 +76,7 @@ async def test_a_run_that_takes_what_is_there_pays_nothing_and_says_so(system: S
 
 async def killed(system: System, least: int) -> Kill:
     """With kill -9, when at least so many answers are kept and calls are under way."""
-    kept = await eventually(partial(frozen, system, least), f"{least} answers are kept, and calls are under way", 90)
+    kept = await eventually(partial(frozen, system, least), f"{least} answers are kept, and calls are under way")
     await system.kill("judge-1")
 
     async def idle() -> bool:

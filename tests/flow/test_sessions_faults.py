@@ -129,11 +129,11 @@ async def test_an_aggregator_killed_ten_times_folds_every_session_once(system: S
         return bool(run["settled_count"] > settled + 150)
 
     for kill in range(10):
-        await eventually(went_on, f"signals are settled before kill {kill}", 60)
+        await eventually(went_on, f"signals are settled before kill {kill}")
         await asyncio.to_thread(services.kill, "aggregator-1")
         ((settled,),) = [tuple(r.values()) for r in await system.rows("SELECT settled_count FROM runs")]
         assert settled < 200 * 10 * len(SIGNALS), "the run was over before it could be disturbed"
         await asyncio.to_thread(services.start, "aggregator-1")
-    run: dict[str, Any] = await system.done(run_id, 180)
+    run: dict[str, Any] = await system.done(run_id)
     assert (run["status"], run["evaluated_count"], run["failed_count"]) == ("COMPLETED", 200, 0)
     assert (run["left"], run["settled_count"]) == (0, 8000) and await assert_folded(system, run_id) == 400

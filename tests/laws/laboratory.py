@@ -145,7 +145,7 @@ async def _partitions(consumer: Any, name: str) -> set[int]:
         await consumer._client.force_metadata_update()
         return consumer.partitions_for_topic(name)
 
-    return set(await eventually(known, f"there is a topic {name}", 5))
+    return set(await eventually(known, f"there is a topic {name}"))
 
 
 @contextmanager

@@ -44,7 +44,7 @@ async def ready(made: Window) -> None:
     async def well() -> bool:
         return await made.unwell() is None
 
-    await eventually(well, "the window has its partitions", 20)
+    await eventually(well, "the window has its partitions")
 
 
 async def sent(cluster: Cluster, folder: Path, count: int, name: str = "j") -> dict[tuple[int, int], str]:

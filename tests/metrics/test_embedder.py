@@ -91,7 +91,7 @@ async def test_the_child_ends_when_its_parent_is_gone() -> None:
     child = int(await parent.stdout.readline())
     parent.kill()
     await parent.wait()
-    await eventually(lambda: not alive(child), "the child has ended", 10)
+    await eventually(lambda: not alive(child), "the child has ended")
 
 
 async def test_stop_ends_the_child(embedder: LocalEmbedder) -> None:

@@ -106,7 +106,7 @@ async def test_the_gate_opens_again(stub: Stub, gateway: Gateway) -> None:
             return isinstance(await judged(gateway), Score)
         return False
 
-    await eventually(scored, "the gate opens again", 10)
+    await eventually(scored, "the gate opens again")
 
 
 @pytest.mark.parametrize("behaviour", [{"status": 500}, {"status": 503}, {"hang": True}, {"trickle": True}])
@@ -494,7 +494,7 @@ async def test_a_provider_that_takes_eight_at_once_is_soon_asked_no_more_than_it
             return isinstance(await judged(gateway), Score)
         return False
 
-    await asyncio.gather(*(eventually(scored, "it is scored", 30) for _ in range(60)))
+    await asyncio.gather(*(eventually(scored, "it is scored") for _ in range(60)))
     assert stub.calls - stub.limited == 60
     assert stub.limited < 120, "it goes on knocking"
     assert all(1 <= gate.at_once < 20 and gate.busy == 0 for gate in gateway.gates.all())
