@@ -1,5 +1,6 @@
 """A provider's limits, hung answers and exhausted quotas, met by real judges on a real Kafka."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -20,7 +21,7 @@ from steelyard_judge.dialogue import scoring
 from steelyard_judge.embeddings import ApiEmbedder
 from steelyard_judge.gates import Gates
 from steelyard_judge.handlers import judge
-from steelyard_judge.model import Gateway
+from steelyard_judge.model import Gateway, imported
 from stub_model import Stub, stub_model
 
 GPT, CLAUDE = "openai/gpt-5.4-mini", "anthropic/claude-haiku-4-5"
@@ -85,6 +86,7 @@ class Judged:
 
 @pytest.fixture
 async def judged(topics: Cluster, urls: Urls) -> AsyncIterator[Judged]:
+    await asyncio.to_thread(imported)  # seconds, which the first call's deadline would count
     async with stub_model() as openai, stub_model() as anthropic:
         async with spine(topics, urls, judge_slots=4, redispatch_seconds=60) as system:
             made = Judged(system, openai, anthropic)
@@ -126,7 +128,7 @@ async def test_answers_that_never_end_give_their_slots_back_and_other_traces_are
     judged: Judged, behaviour: str, deadline: str
 ) -> None:
     """As many as there are slots: who kept his would keep everybody waiting."""
-    judged.start_judge("judge", **{deadline: 4.0})
+    judged.start_judge("judge", **{deadline: 8.0})
     judged.openai.tell(behaviour, times=4)
     await judged.system.ingest(12)
     run_id = await judged.system.request(["confidence"], judge_model=GPT)

@@ -209,11 +209,7 @@ class Gateway:
 
     async def _library(self) -> ModuleType:
         if self._litellm is None:
-            # Neither when it is imported nor with the first call to Anthropic does it fetch anything.
-            os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
-            os.environ.setdefault("LITELLM_LOCAL_ANTHROPIC_BETA_HEADERS", "True")
-            os.environ.setdefault("LITELLM_LOG", "ERROR")
-            litellm: Any = await asyncio.to_thread(_imported)
+            litellm: Any = await asyncio.to_thread(imported)
             if self._litellm is None:
                 import aiohttp
 
@@ -233,7 +229,11 @@ class _FormatRefused(Exception):
     pass
 
 
-def _imported() -> ModuleType:
+def imported() -> ModuleType:
+    """Neither when it is imported nor with the first call to Anthropic does it fetch anything."""
+    os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
+    os.environ.setdefault("LITELLM_LOCAL_ANTHROPIC_BETA_HEADERS", "True")
+    os.environ.setdefault("LITELLM_LOG", "ERROR")
     import litellm  # two seconds and 157 MB: only the judge pays, and only when a model is asked
 
     module: ModuleType = litellm
