@@ -1,6 +1,5 @@
-"""A trace of megabytes, and traces of any shape: within the budget, errors kept, cuts told, and no minute of waiting."""
+"""A trace of megabytes, and traces of any shape: within the budget, errors kept, cuts told. What that takes: test_linear.py."""
 
-import time
 from typing import Any
 
 import pytest
@@ -37,10 +36,8 @@ SHRUNK = {"one base64": "characters of base64", "brackets": "⟨mark removed⟩"
 
 
 @pytest.mark.parametrize("name", LARGE)
-def test_five_megabytes_are_rendered_in_seconds_within_the_budget_and_say_what_was_cut(name: str) -> None:
-    began = time.process_time()
+def test_five_megabytes_are_rendered_within_the_budget_and_say_what_was_cut(name: str) -> None:
     seen = render(LARGE[name], "record-b0a7")
-    assert time.process_time() - began < 8, "a judge's thread is held up"
     assert len(seen.text) <= BUDGET_TOKENS * CHARACTERS_PER_TOKEN
     if name in SHRUNK:
         assert SHRUNK[name] in seen.text

@@ -144,7 +144,7 @@ def case_of(trace: Trace, secret: str) -> Case:
     begins at the first, and its author may have learnt that one's marks from a reason."""
     case = Case(trace)
     mark = hmac.new(secret.encode(), case.content, hashlib.sha256).hexdigest()
-    return replace(case, boundary=f"record-{mark[:16]}", nonce=mark[16:28])
+    return case.of_the_same_trace(boundary=f"record-{mark[:16]}", nonce=mark[16:28])
 
 
 class Vectors(Protocol):
@@ -169,7 +169,7 @@ async def converse(metric: Metric, case: Case, answerer: Answerer, embedder: Vec
     try:
         return await _conversation(metric, case, answerer, embedder)
     except TooLarge:
-        case = replace(case, tokens=case.tokens // 2)
+        case = case.of_the_same_trace(tokens=case.tokens // 2)
         await asyncio.to_thread(getattr, case, "rendering")
     try:
         return await _conversation(metric, case, answerer, embedder)
@@ -304,7 +304,7 @@ def scoring(
             raise Later(f"this judge does not know the metric {metric} yet", after=30, counts=False)
         case = await cases.of(trace)
         if order.earlier:
-            case = replace(case, earlier=order.earlier)
+            case = case.of_the_same_trace(earlier=order.earlier)
         who = await embedder.identity() if found.name in BY_EMBEDDINGS else ""
         basis = str(Basis(found, case, order.model, together, who, settings))
         if known and order.in_session:

@@ -26,7 +26,7 @@ from steelyard_judge.usage import TooLarge, Unanswered, Usage, count
 log = logging.getLogger(__name__)
 # From strict to lax; what a model refuses is remembered, and not tried again with it.
 LADDER = ("schema", "json", "text")
-_SECRET = re.compile(r"(sk|key|token|bearer|api)[-_ :=\"'a-z]*[A-Za-z0-9_\-]{12,}", re.IGNORECASE)
+_SECRET = re.compile(r"(sk|key|token|bearer|api)[-_ :=\"'a-z]{0,40}[A-Za-z0-9_\-]{12,}", re.IGNORECASE)
 
 
 @dataclass

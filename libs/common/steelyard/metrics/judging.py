@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Callable, Generator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from dataclasses import field as made
 from functools import cached_property
 from typing import Annotated, Any
@@ -84,6 +84,14 @@ class Case:
         filed: dict[str, Any] = {"version": 0, "tags": (), "session_id": None, "user_id": None}
         said = repr(self.trace.model_copy(update=filed | {"environment": None, "release": None}))
         return hashlib.blake2b(said.encode("utf-8", "replace"), digest_size=16).digest()
+
+    def of_the_same_trace(self, **changes: Any) -> "Case":
+        """Changed in what neither the content nor the rendering depends on, so both are kept where they were made: of megabytes
+        that takes seconds."""
+        other = replace(self, **changes)
+        kept = {"content", "calls", "offers"} | (set() if {"boundary", "tokens"} & set(changes) else {"rendering"})
+        vars(other).update({name: value for name, value in vars(self).items() if name in kept})
+        return other
 
     @cached_property
     def calls(self) -> tuple[Call, ...]:
@@ -169,9 +177,14 @@ def fenced(case: Case, text: str) -> str:
 
 
 def one_line(text: str, case: Case, most: int = 2000) -> str:
-    """What was extracted may repeat the record's own words, and stands outside its fence: one harmless line."""
-    line = " ".join(harmless(text, case.boundary).split())
-    return line if len(line) <= most else f"{line[: most - 30]} …{len(line) - most + 30} characters cut…"
+    """What was extracted may repeat the record's own words, and stands outside its fence: one harmless line. It is cut before it
+    is cleaned, too: arguments of a call may have megabytes."""
+    shown = text[: 8 * most]
+    line = " ".join(harmless(shown, case.boundary).split())
+    missing = len(text) - len(shown)
+    if len(line) + missing <= most:
+        return line
+    return f"{line[: most - 30]} …{len(line[most - 30 :]) + missing} characters cut…"
 
 
 def graded(case: Case, grade: Grade, told: Mapping[str, Any] | None = None) -> Score | NotScored:

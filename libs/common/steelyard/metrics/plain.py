@@ -26,7 +26,9 @@ _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
 # What a terminal would obey. Only the orders go: the words between them were shown.
 _ANSI = re.compile(r"(?:\x1b\[|\x9b)[0-9;:?<=>]{0,40}[ -/]{0,4}[@-~]|\x1b\][0-9;]{0,20}|\x1b[PX^_@-Z\\]")
 REMOVED = "⟨mark removed⟩"
-_BASE64 = re.compile(r"(?:data:[\w/+.-]+;base64,)?[A-Za-z0-9+/]{400,}={0,2}")
+# Looked for where a run of its letters begins and nowhere within: words are such runs, too, and from each of their letters a
+# search would read on to their end.
+_BASE64 = re.compile(r"(?:data:[\w/+.-]{1,100};base64,|(?<![A-Za-z0-9+/]))[A-Za-z0-9+/]{400,}={0,2}")
 _CONTENT = (
     "content",
     "text",
@@ -110,6 +112,14 @@ _ALIKE = _alike()
 
 def without_blobs(text: str) -> str:
     return _BASE64.sub(lambda m: f"⟨{len(m.group())} characters of base64⟩", text)
+
+
+def ends(text: str, most: int) -> tuple[str, int]:
+    """Its beginning and its end, with a mark between them that says how much was left out, and that number."""
+    if (omitted := len(text) - most) <= 0:
+        return text, 0
+    tail = most // 4
+    return f"{text[: most - tail]} …{omitted} characters cut… {text[len(text) - tail :]}", omitted
 
 
 def tool_calls(value: Any) -> list[tuple[str, Any]]:

@@ -3,16 +3,22 @@
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
+from itertools import islice
 from typing import Any
 from uuid import UUID
 
-from steelyard.metrics.plain import dumped, harmless, plain_text, tool_calls, without_blobs
+from steelyard.metrics.plain import dumped, ends, harmless, plain_text, tool_calls, without_blobs
 from steelyard.traces import Span, SpanKind, SpanStatus, Trace, milliseconds
 
 BUDGET_TOKENS = 24_000
 CHARACTERS_PER_TOKEN = 3.2
 MANY_SPANS = 300
 ERROR_KEPT = 400
+# Of calls that an answer makes, and of results that it was shown, no more are looked for in its words.
+MOST_UNSAID = 200
+# A text is cut to so many budgets before it is cleaned: what cleaning takes away leaves enough to show.
+CLEANED_BUDGETS = 4
 # Errors may take this part of the budget with their lines; what is left tells what they are about.
 MOST_FOR_LINES = 0.75
 WEIGHTS = {SpanKind.TOOL: 3.0, SpanKind.LLM: 2.0, SpanKind.AGENT: 2.0, SpanKind.RETRIEVER: 1.0}
@@ -37,12 +43,13 @@ class Rendering:
 @dataclass(frozen=True)
 class _Part:
     """One text of one span, each line with its span's mark. `rank` is the order in which parts are served, `weight`
-    their part of what is left, `given` the characters they got."""
+    their part of what is left, `given` the characters they got, `omitted` those that were cut before it was cleaned."""
 
     number: int
     text: str
     rank: int
     weight: float
+    omitted: int = 0
     given: int = 0
 
 
@@ -51,7 +58,7 @@ def render(trace: Trace, boundary: str = "", tokens: int = BUDGET_TOKENS) -> Ren
     budget = int(tokens * CHARACTERS_PER_TOKEN)
     numbers = {span.span_id: n for n, span in enumerate(trace.spans, 1)}
     lines, hidden = _lines(trace, numbers, boundary, budget)
-    parts = list(_parts(trace, boundary))
+    parts = list(_parts(trace, boundary, CLEANED_BUDGETS * budget))
     suspects = {p.number for p in parts if _SUSPICIOUS.search(p.text)}
     suspects |= {
         n for n, name in enumerate((trace.name, *(s.name for s in trace.spans))) if _SUSPICIOUS.search(name[:400])
@@ -59,10 +66,10 @@ def render(trace: Trace, boundary: str = "", tokens: int = BUDGET_TOKENS) -> Ren
     suspected = tuple(sorted(suspects))
     parts = [p for p in parts if p.number in lines]
     given = _shared(parts, budget - sum(len(line) + 1 for line in lines.values()))
-    cut = [p for p in given if p.given < len(p.text)]
+    cut = [p for p in given if p.omitted or p.given < len(p.text)]
     told: dict[str, Any] = {}
     if cut:
-        told |= {"fields_cut": len(cut), "characters_cut": sum(len(p.text) - p.given for p in cut)}
+        told |= {"fields_cut": len(cut), "characters_cut": sum(len(p.text) - p.given + p.omitted for p in cut)}
     if hidden:
         told["spans_collapsed"] = hidden
     return Rendering(_joined(lines, given)[:budget], len(trace.spans), told, suspected)
@@ -152,28 +159,31 @@ def _took(what: Span | Trace) -> str:
     return "" if took is None else f"{took:.0f}ms"
 
 
-def _parts(trace: Trace, boundary: str) -> Iterator[_Part]:
-    yield from _part(0, "input", plain_text(trace.input), 1, 8.0, boundary)
-    yield from _part(0, "output", plain_text(trace.output), 1, 8.0, boundary)
+def _parts(trace: Trace, boundary: str, most: int) -> Iterator[_Part]:
+    part = partial(_part, boundary=boundary, most=most)
+    yield from part(0, "input", plain_text(trace.input), 1, 8.0)
+    yield from part(0, "output", plain_text(trace.output), 1, 8.0)
     history: set[str] = set()
     for n, span in enumerate(trace.spans, 1):
         weight, model = WEIGHTS.get(span.kind, 0.5), span.kind == SpanKind.LLM
         if _failed(span):
-            yield from _part(n, "error", span.error or "no message", 0, weight, boundary)
+            yield from part(n, "error", span.error or "no message", 0, weight)
         asked = _spoken(_news(span.input, history)) if model else plain_text(span.input)
         said = _spoken(span.output) if model else plain_text(span.output)
         if model:
             history.update(repr(m) for m in _answers(span.output))
-        yield from _part(n, "input", asked, 2, weight * 1.5, boundary)
-        yield from _part(n, "output", said, 2, weight, boundary)
+        yield from part(n, "input", asked, 2, weight * 1.5)
+        yield from part(n, "output", said, 2, weight)
 
 
-def _part(n: int, label: str, text: str, rank: int, weight: float, boundary: str) -> Iterator[_Part]:
-    """`splitlines` knows every character that may end a line: none may begin one without its mark."""
+def _part(n: int, label: str, text: str, rank: int, weight: float, boundary: str, most: int) -> Iterator[_Part]:
+    """Cut before it is cleaned, since what nobody will read need not be clean; without blobs before it is cut, since they stand
+    in the way of words. `splitlines` knows every character that may end a line: none may begin one without its mark."""
+    text, omitted = ends(without_blobs(text), most)
     lines = without_blobs(harmless(text.replace("\r\n", "\n"), boundary)).strip().splitlines()
     if lines:
         marked = [f"[{n}] {label}: {lines[0]}", *(f"[{n}] {line}" for line in lines[1:])]
-        yield _Part(n, "\n".join(marked), rank, weight)
+        yield _Part(n, "\n".join(marked), rank, weight, omitted)
 
 
 def _spoken(value: Any) -> str:
@@ -181,8 +191,9 @@ def _spoken(value: Any) -> str:
 
     A name in the prose ("I search …") is no call; in quotes, the text is the message's JSON and holds the call."""
     text = plain_text(value)
-    unsaid = [f"calls {name}({dumped(given)})" for name, given in tool_calls(value) if f'"{name}"' not in text]
-    unsaid += [f"result: {said}" for said in _results(value) if said and said not in text]
+    made = list(islice(tool_calls(value), MOST_UNSAID))
+    unsaid = [f"calls {name}({dumped(given)})" for name, given in made if f'"{name}"' not in text]
+    unsaid += [f"result: {said}" for said in islice(_results(value), MOST_UNSAID) if said and said not in text]
     return "\n".join([text, *unsaid] if text else unsaid)
 
 
@@ -252,15 +263,15 @@ def _joined(lines: dict[int, str], parts: Sequence[_Part]) -> str:
     by_span: dict[int, list[str]] = {}
     for p in parts:
         if p.given:
-            by_span.setdefault(p.number, []).append(_cut(p.text, p.given))
+            by_span.setdefault(p.number, []).append(_cut(p.text, p.given, p.omitted))
     return "\n".join(x for n, line in lines.items() for x in (line, *by_span.get(n, ())))
 
 
-def _cut(text: str, size: int) -> str:
+def _cut(text: str, size: int, omitted: int = 0) -> str:
     """70 % head, 30 % tail, and a mark that says how much is missing."""
     if len(text) <= size:
         return text
-    mark = f" …{len(text) - size} characters cut… "
+    mark = f" …{len(text) - size + omitted} characters cut… "
     room = max(0, size - len(mark))
     head = text[: room * 7 // 10]
     before, _, begun = head.rpartition("\n")

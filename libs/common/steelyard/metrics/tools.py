@@ -1,9 +1,9 @@
 """Which tools an agent called, and which it could have called: read out of the spans, never asked of a model."""
 
+from collections import defaultdict, deque
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import chain
 from typing import Any
 from uuid import UUID
 
@@ -59,24 +59,26 @@ class Tool:
 def calls(trace: Trace) -> tuple[Call, ...]:
     """Every TOOL span; and what a model asked for and no TOOL span shows, since many traces record the asking alone."""
     found: list[Call] = []
-    waiting: dict[int, Call] = {}  # by their place in `found`
+    waiting = _Waiting()
     strangers: list[Call] = []
     wrappers = _wrappers(trace)
     for n, span in enumerate(trace.spans, 1):
         if span.kind == SpanKind.LLM and span.span_id not in wrappers:
             asked = [Call(n, name, given) for name, given in asked_for(span.output)]
-            waiting |= dict(enumerate(asked, len(found)))
+            waiting.add(dict(enumerate(asked, len(found))))
             found += asked
         elif span.kind == SpanKind.TOOL and span.span_id not in wrappers:
             ran = _ran(n, span)
-            place = _asking(waiting, ran)
+            place = waiting.asking(ran)
             if place is None:
                 strangers.append(ran)
                 found.append(ran)
             else:
                 found[place] = replace(ran, parameters=_fuller(ran, waiting.pop(place)))
     # A tool may run under another name than the model called it by: such runs take the place of calls without a run.
-    doubled = {place for (place, call), ran in zip(waiting.items(), strangers, strict=False) if call.span < ran.span}
+    doubled = {
+        place for (place, call), ran in zip(waiting.calls.items(), strangers, strict=False) if call.span < ran.span
+    }
     return tuple(sorted((c for place, c in enumerate(found) if place not in doubled), key=lambda c: c.span))
 
 
@@ -184,12 +186,43 @@ def _ran(n: int, span: Span) -> Call:
     return Call(n, name, given, True, failed, span.error or "", span.output)
 
 
-def _asking(waiting: Mapping[int, Call], ran: Call) -> int | None:
-    """Same name and arguments, else the same name, else the same arguments."""
-    by_key = (p for p, c in waiting.items() if c.key == ran.key)
-    by_name = (p for p, c in waiting.items() if c.name == ran.name)
-    by_arguments = (p for p, c in waiting.items() if c.parameters and c.key[1] == ran.key[1])
-    return next(chain(by_key, by_name, by_arguments), None)
+class _Waiting:
+    """Calls that no run was found for yet, by their place; an index of them, since a run that searched all of them would make
+    the reading of a trace quadratic."""
+
+    def __init__(self) -> None:
+        self.calls: dict[int, Call] = {}
+        self._index: defaultdict[tuple[str, ...], deque[int]] = defaultdict(deque)
+        self._unindexed: list[int] = []
+
+    def add(self, calls: Mapping[int, Call]) -> None:
+        self.calls |= calls
+        self._unindexed += calls
+
+    def pop(self, place: int) -> Call:
+        return self.calls.pop(place)
+
+    def asking(self, ran: Call) -> int | None:
+        """Same name and arguments, else the same name, else the same arguments; of several the first."""
+        for place in self._unindexed:
+            for entry in self._entries(self.calls[place]):
+                self._index[entry].append(place)
+        self._unindexed.clear()
+        name, arguments = ran.key
+        firsts = map(self._first, (("key", name, arguments), ("name", name), ("arguments", arguments)))
+        return next((place for place in firsts if place is not None), None)
+
+    def _entries(self, call: Call) -> Iterator[tuple[str, ...]]:
+        name, arguments = call.key
+        yield from (("key", name, arguments), ("name", name))
+        if call.parameters:
+            yield "arguments", arguments
+
+    def _first(self, entry: tuple[str, ...]) -> int | None:
+        places = self._index.get(entry, deque())
+        while places and places[0] not in self.calls:
+            places.popleft()
+        return places[0] if places else None
 
 
 def _fuller(ran: Call, asked: Call) -> Any:
