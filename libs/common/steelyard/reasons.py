@@ -30,7 +30,7 @@ def reason(error: BaseException) -> str:
     if (code := sqlstate(error)) is not None:
         return _of_postgres(error, code)
     inner = getattr(error, "orig", None) or error
-    if isinstance(getattr(inner, "driver_exception", inner), TargetServerAttributeNotMatched):
+    if isinstance(cause(error), TargetServerAttributeNotMatched):
         return "no server takes writes"
     if isinstance(inner, OSError | KafkaError | PoolTimeout):
         return ": ".join([type(inner).__name__, *str(inner).splitlines()[:1]])
@@ -40,6 +40,12 @@ def reason(error: BaseException) -> str:
 def sqlstate(error: BaseException) -> str | None:
     inner = getattr(error, "orig", None) or error
     return getattr(inner, "sqlstate", None) or getattr(inner, "pgcode", None)
+
+
+def cause(error: BaseException) -> BaseException:
+    """What the driver raised, below SQLAlchemy's two layers."""
+    adapted = getattr(error, "orig", None)
+    return (adapted.__cause__ or adapted) if isinstance(adapted, BaseException) else error
 
 
 def stack(error: BaseException) -> str:

@@ -13,11 +13,13 @@ from weakref import WeakValueDictionary
 import asyncpg
 import orjson
 from sqlalchemy import event, exc, text
+from sqlalchemy.dialects.postgresql.asyncpg import AsyncAdapt_asyncpg_dbapi
 from sqlalchemy.engine import ExceptionContext
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 from sqlalchemy.pool import ConnectionPoolEntry
 
 from steelyard.errors import Later
+from steelyard.reasons import cause
 from steelyard.reasons import reason as reason
 from steelyard.reasons import sqlstate as sqlstate
 
@@ -174,9 +176,7 @@ def away(error: BaseException) -> bool:
     if (state := sqlstate(error)) is not None:
         return state.startswith(AWAY)
     if isinstance(error, exc.DBAPIError):
-        return error.connection_invalidated or isinstance(
-            error.driver_exception, asyncpg.TargetServerAttributeNotMatched
-        )
+        return error.connection_invalidated or isinstance(cause(error), asyncpg.TargetServerAttributeNotMatched)
     if isinstance(error, OSError):
         return not isinstance(error, FileNotFoundError | PermissionError)
     return isinstance(error, exc.TimeoutError | asyncpg.InterfaceError | asyncpg.TargetServerAttributeNotMatched)
@@ -184,7 +184,7 @@ def away(error: BaseException) -> bool:
 
 def _stale(error: BaseException) -> bool:
     """A migration has changed what the statement was prepared for; the driver prepares it again."""
-    return isinstance(error, exc.DBAPIError) and isinstance(error.driver_exception, asyncpg.InvalidCachedStatementError)
+    return isinstance(getattr(error, "orig", None), AsyncAdapt_asyncpg_dbapi.InvalidCachedStatementError)
 
 
 def contended(error: BaseException) -> bool:

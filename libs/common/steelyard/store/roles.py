@@ -12,10 +12,21 @@ from sqlalchemy import Connection, text
 from steelyard.store.tables import TENANT_TABLES
 
 API, WORKER = "steelyard_api", "steelyard_worker"
+# Nobody's locks outlive whoever holds them by more than this: a process that was stopped in the middle of a transaction (the relay
+# waits up to 10 s for the broker in one), one that died under a long statement, one whose host vanished.
+BOTH = {
+    "idle_in_transaction_session_timeout": "15s",
+    "client_connection_check_interval": "5s",
+    "tcp_keepalives_idle": "10",
+    "tcp_keepalives_interval": "3",
+    "tcp_keepalives_count": "3",
+    "tcp_user_timeout": "20000",
+}
 SETTINGS = {
     # A request that waits for somebody's lock gives its connection back in time: it is answered with a 503 and repeated.
-    API: {"lock_timeout": "8s"},
-    WORKER: dict[str, str](),
+    API: {"lock_timeout": "8s", "statement_timeout": "1min", **BOTH},
+    # What works in pages takes seconds. Only finding what a run means may take minutes.
+    WORKER: {"lock_timeout": "10s", "statement_timeout": "10min", **BOTH},
 }
 ATTRIBUTES = {"rolcanlogin": "LOGIN", "rolsuper": "NOSUPERUSER", "rolbypassrls": "NOBYPASSRLS"}
 ATTRIBUTES |= {"rolcreatedb": "NOCREATEDB", "rolcreaterole": "NOCREATEROLE"}
