@@ -39,7 +39,7 @@ async def test_a_session_sums_up_its_traces(client: httpx.AsyncClient) -> None:
     assert page["items"][0] == {
         "session_id": "s", "trace_count": 2, "first_trace_at": "2026-03-01T10:00:00Z",
         "last_trace_at": "2026-03-02T10:00:00Z", "total_latency_ms": 3000, "has_error": True, "user_id": "bob",
-        "tags": ["a", "b"], "total_span_count": 1, "total_tokens": 9, "total_cost": 0.5,
+        "tags": ["a", "b"], "tag_count": 2, "total_span_count": 1, "total_tokens": 9, "total_cost": 0.5,
     }  # fmt: skip
     assert page["items"][1]["total_latency_ms"] is None
     detail = (await client.get("/sessions/s", params={"limit": 1, "offset": 1})).json()
@@ -116,6 +116,11 @@ STEPS = st.one_of(
     st.tuples(st.just("put"), st.lists(st.tuples(st.sampled_from(IDS), NAMES, HOURS, SPANS), min_size=1, max_size=4)),
     st.tuples(st.just("patch"), st.tuples(st.sampled_from(IDS), NAMES, st.sampled_from(["ERROR", "COMPLETED"]))),
     st.tuples(
+        st.just("end"), st.tuples(st.sampled_from(IDS), HOURS | st.none(), st.sampled_from(["ann", "bob", None]))
+    ),
+    st.tuples(st.just("retag"), st.tuples(st.sampled_from(IDS), st.lists(st.sampled_from("xyz")))),
+    st.tuples(st.just("spans"), st.tuples(st.sampled_from(IDS), SPANS, HOURS)),
+    st.tuples(
         st.just("tag"), st.tuples(st.lists(st.sampled_from(IDS)), st.sampled_from("xyz"), st.sampled_from("xyz"))
     ),
     st.tuples(st.just("delete"), st.lists(st.sampled_from(IDS), max_size=3)),
@@ -129,7 +134,10 @@ NAIVE = text(
             WHERE x.session_id = t.session_id AND x.project_id = t.project_id),
         sum((SELECT count(*) FROM spans s WHERE s.trace_id = t.trace_id)),
         sum((SELECT coalesce(sum(s.total_tokens), 0) FROM spans s WHERE s.trace_id = t.trace_id)),
+        round(sum((SELECT coalesce(sum(s.total_cost), 0) FROM spans s WHERE s.trace_id = t.trace_id))::numeric, 9),
         (SELECT array_agg(DISTINCT tag ORDER BY tag) FROM traces x, unnest(x.tags) tag
+            WHERE x.session_id = t.session_id AND x.project_id = t.project_id),
+        (SELECT count(DISTINCT tag) FROM traces x, unnest(x.tags) tag
             WHERE x.session_id = t.session_id AND x.project_id = t.project_id)
     FROM traces t WHERE session_id IS NOT NULL GROUP BY project_id, session_id ORDER BY session_id
     """
@@ -137,8 +145,7 @@ NAIVE = text(
 KEPT = text(
     """
     SELECT project_id, session_id, trace_count, error_count, first_trace_at, last_trace_at, ended_at, latency_ms,
-        span_count, total_tokens,
-        CASE WHEN tags = '{}' THEN NULL ELSE ARRAY(SELECT unnest(tags) ORDER BY 1) END
+        span_count, total_tokens, round(total_cost::numeric, 9), nullif(tags, '{}'), tag_count
     FROM sessions ORDER BY session_id
     """
 )
@@ -147,6 +154,17 @@ TAGGED = text(
     """
     WITH seen AS (SELECT DISTINCT project_id, tag, started_at, trace_id FROM traces, unnest(tags) AS tag),
         kept AS (SELECT project_id, tag, started_at, trace_id FROM trace_tags)
+    SELECT tag FROM ((TABLE seen EXCEPT TABLE kept) UNION ALL (TABLE kept EXCEPT TABLE seen)) AS differ
+    """
+)
+
+
+SESSIONS_TAGGED = text(
+    """
+    WITH seen AS (
+            SELECT project_id, session_id, tag, count(DISTINCT trace_id)::int AS n FROM traces, unnest(tags) AS tag
+            WHERE session_id IS NOT NULL GROUP BY 1, 2, 3
+        ), kept AS (SELECT project_id, session_id, tag, n FROM session_tags)
     SELECT tag FROM ((TABLE seen EXCEPT TABLE kept) UNION ALL (TABLE kept EXCEPT TABLE seen)) AS differ
     """
 )
@@ -166,12 +184,23 @@ async def _step(database: Database, project: UUID, kind: str, what: Any) -> None
                 }
                 rows = [
                     {"span_id": UUID(int=n), "name": "s", "started_at": at, "token_usage": {"total_tokens": n}}
+                    | {"cost": {"total": n / 10}}
                     for n in spans
                 ]
                 arrivals.append(Arrival(trace | {"ended_at": at.replace(":00:00", ":10:00")}, rows))
             assert await traces.put_many(tx, project, arrivals) == set()
         elif kind == "patch":
             await traces.patch(tx, project, what[0], {"session_id": what[1], "status": what[2]})
+        elif kind == "end":
+            await traces.patch(tx, project, what[0], {"ended_at": what[1], "user_id": what[2]})
+        elif kind == "retag":
+            await traces.patch(tx, project, what[0], {"tags": what[1]})
+        elif kind == "spans":
+            trace_id, spans, at = what
+            rows = [
+                {"span_id": UUID(int=10 + n), "name": "s", "started_at": at, "cost": {"total": n / 3}} for n in spans
+            ]
+            await traces.add_spans(tx, project, trace_id, rows)
         elif kind == "tag":
             await traces.retag(tx, project, what[0], [what[1]], [what[2]])
         elif kind == "delete":
@@ -198,6 +227,7 @@ async def test_sessions_are_what_a_naive_count_finds_after_any_changes(
         async with database.begin() as tx:
             naive, kept = (await tx.execute(NAIVE)).all(), (await tx.execute(KEPT)).all()
             tagged = (await tx.execute(TAGGED)).scalars().all()
+            tagged = [*tagged, *(await tx.execute(SESSIONS_TAGGED)).scalars()]
         assert [tuple(r) for r in kept] == [tuple(r) for r in naive], steps
         assert tagged == [], steps
         await _step(api_database, project, "delete", IDS)

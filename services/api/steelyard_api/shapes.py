@@ -440,7 +440,8 @@ class SessionListed(Shape):
     total_latency_ms: float | None = Field(description="of all its traces together; null while none has ended")
     has_error: bool = Field(description="whether a trace has status ERROR")
     user_id: str | None = Field(description="of the last trace that names one")
-    tags: list[str] = Field(description="of all its traces")
+    tags: list[str] = Field(description="of all its traces, sorted; the first 200")
+    tag_count: int = Field(description="how many tags its traces have")
     total_span_count: int
     total_tokens: int
     total_cost: float = Field(description="in dollars")

@@ -12,13 +12,14 @@ from sqlalchemy.dialects.postgresql import ARRAY
 from steelyard.filters import SessionRunFilters
 from steelyard.store import traces
 from steelyard.store.database import Tx
-from steelyard.store.tables import Session, TraceRow
+from steelyard.store.tables import Session, SessionTag, TraceRow
 
 _S = Session.__table__.c  # type: ignore[attr-defined]
+_G = SessionTag.__table__.c  # type: ignore[attr-defined]
 _T = TraceRow.__table__.c  # type: ignore[attr-defined]
 _SHOWN = (
     _S.session_id, _S.trace_count, _S.first_trace_at, _S.last_trace_at, _S.latency_ms.label("total_latency_ms"),
-    (_S.error_count > 0).label("has_error"), _S.user_id, _S.tags, _S.span_count.label("total_span_count"),
+    (_S.error_count > 0).label("has_error"), _S.user_id, _S.tags, _S.tag_count, _S.span_count.label("total_span_count"),
     _S.total_tokens, _S.total_cost,
 )  # fmt: skip
 # As its index is: what is never null says nothing of nulls, or Postgres sorts what it could read in order.
@@ -60,7 +61,10 @@ class SessionFilters:
         if self.active_before is not None:
             found.append(_S.first_trace_at < self.active_before)
         if self.tags:
-            found.append(_S.tags.overlap(list(self.tags)))
+            tagged = select(_G.session_id).where(
+                _G.project_id == project, _G.tag == any_(cast(list(self.tags), ARRAY(Text)))
+            )
+            found.append(_S.session_id.in_(tagged))
         if self.min_trace_count is not None:
             found.append(_S.trace_count >= self.min_trace_count)
         if self.part is not None:

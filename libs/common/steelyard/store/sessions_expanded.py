@@ -78,8 +78,7 @@ def _sampled(filters: SessionRunFilters) -> str:
         )"""
     if filters.tags:
         narrowed += """ AND s.session_id IN (
-            SELECT t.session_id FROM trace_tags g JOIN traces t ON t.trace_id = g.trace_id
-            WHERE g.project_id = :project AND g.tag = ANY(CAST(:tags AS text[])) AND t.session_id IS NOT NULL
+            SELECT session_id FROM session_tags WHERE project_id = :project AND tag = ANY(CAST(:tags AS text[]))
         )"""
     return _SAMPLED.replace("/* narrowed */", narrowed)
 

@@ -241,7 +241,8 @@ class SpanRow(SQLModel, table=True):
 
 
 class Session(SQLModel, table=True):
-    """A view of traces that triggers on `traces` keep up: see the migration that makes them."""
+    """A view of traces that triggers on `traces` keep up: see the migrations that make them. `tags` are the first 200 of
+    `tag_count`."""
 
     __tablename__ = "sessions"
     __table_args__ = (Index("sessions_recent", "project_id", text("last_trace_at DESC"), "session_id"),)
@@ -259,6 +260,19 @@ class Session(SQLModel, table=True):
     total_cost: float = Field(sa_column=Column(Float, nullable=False))
     user_id: str | None = _text(nullable=True)
     tags: list[str] = Field(sa_column=Column(ARRAY(Text), nullable=False))
+    tag_count: int | None = None
+
+
+class SessionTag(SQLModel, table=True):
+    """Of how many of the session's traces a tag is; kept up by the same triggers, under the session's lock."""
+
+    __tablename__ = "session_tags"
+    __table_args__ = (Index("session_tags_tag", "project_id", "tag", "session_id"),)
+
+    project_id: UUID = Field(primary_key=True, foreign_key="projects.id", ondelete="CASCADE")
+    session_id: str = Field(sa_column=Column(Text, primary_key=True))
+    tag: str = Field(sa_column=Column(Text, primary_key=True))
+    n: int = Field(sa_column=Column(Integer, nullable=False))
 
 
 class Run(SQLModel, table=True):
@@ -549,6 +563,6 @@ class OutboxRow(SQLModel, table=True):
 
 
 TENANT_TABLES = (
-    "traces", "trace_tags", "spans", "sessions", "runs", "targets", "folds", "pairs", "trace_scores", "score_history",
-    "rate_limits", "idempotency_keys", "answers", "calls", "run_spending", "session_scores",
+    "traces", "trace_tags", "spans", "sessions", "session_tags", "runs", "targets", "folds", "pairs", "trace_scores",
+    "score_history", "rate_limits", "idempotency_keys", "answers", "calls", "run_spending", "session_scores",
 )  # fmt: skip
