@@ -304,6 +304,7 @@ class Settled:
 
 _SESSION_RUN_IS_OVER = (
     "UPDATE targets SET failed_metrics = ARRAY['agent_reliability'] WHERE run_id = :run",
+    "INSERT INTO folds (run_id, target, project_id, size) SELECT run_id, target, project_id, 1 FROM targets WHERE run_id = :run",
     "UPDATE runs SET status = 'COMPLETED', failed_count = 1, evaluated_count = 1, completed_at = now() WHERE id = :run",
 )
 _RUN_IS_PAUSED = "UPDATE runs SET paused_why = 'no quota', paused_until = now() + interval '1 hour' WHERE id = :run"
