@@ -1,5 +1,6 @@
 """The launcher's promise: whatever becomes of it, what it started is found again and ended."""
 
+import asyncio
 import os
 import signal
 import subprocess
@@ -17,7 +18,7 @@ from steelyard_local import down
 from steelyard_local.dev import Deaths, curls, pids
 from steelyard_local.kafka import start_kafka
 from steelyard_local.processes import Home, LaunchFailed, bindable, free_port, reap, stopped_by_signals
-from steelyard_local.stack import Processes, database_urls
+from steelyard_local.stack import Processes, Services, database_urls
 
 SLEEP = [sys.executable, "-c", "import time; time.sleep(600)"]
 
@@ -187,3 +188,40 @@ def test_the_three_lines_to_paste_are_three_lines() -> None:
     assert len(lines) == 3 and all(line.count("\n") == 0 for line in lines)
     for line in lines:
         assert subprocess.run(["bash", "-n", "-c", line]).returncode == 0
+
+
+SLOW = """
+import asyncio
+import os
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+
+class Answer(BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200 if Path(os.environ["READY"]).exists() else 503)
+        self.end_headers()
+        self.wfile.write(b'{"why": "it is still waking up"}')
+
+HTTPServer(("127.0.0.1", int(os.environ["HTTP_PORT"])), Answer).serve_forever()
+"""
+
+
+async def test_a_judge_that_wakes_up_slowly_is_waited_for_and_that_is_said(tmp_path: Path) -> None:
+    (tmp_path / "steelyard_judge").mkdir()
+    (tmp_path / "steelyard_judge" / "__init__.py").touch()
+    (tmp_path / "steelyard_judge" / "__main__.py").write_text(SLOW)
+    woken, said = tmp_path / "woken", list[str]()
+    home = Home.at(tmp_path / "home")
+    services = Services(home, os.environ | {"PYTHONPATH": str(tmp_path), "READY": str(woken)}, say=said.append)
+    try:
+        services.launch("judge-1")
+        waiting = asyncio.create_task(asyncio.to_thread(services.wait, "judge-1", late=0.1))
+        await eventually(lambda: any("still waking up" in line for line in said), "it is said who is waited for")
+        assert said[-1].startswith("judge-1 is not ready after ") and not waiting.done()
+        woken.touch()
+        await waiting
+        await asyncio.to_thread(services.kill, "judge-1")
+        with pytest.raises(LaunchFailed, match="judge-1 ended while starting"):
+            await asyncio.to_thread(services.wait, "judge-1", late=0.1)
+    finally:
+        home.close()

@@ -12,6 +12,7 @@ from typing import IO
 from uuid import uuid4
 
 from steelyard_local.processes import LOCAL, LaunchFailed, wait_for
+from steelyard_local.stack import GIVEN_UP
 
 FOLDER = LOCAL / "dev"
 ENV_FILE = LOCAL / "dev.env"
@@ -51,7 +52,7 @@ def tell(verb: str, name: str) -> int:
     ask = FOLDER / "control" / f"{uuid4().hex}.ask"
     write_privately(ask, json.dumps([verb, name]))
     answer = ask.with_suffix(".said")
-    wait_for(answer.exists, f"`make dev` to {verb} {name}", seconds=90)
+    wait_for(answer.exists, f"`make dev` to {verb} {name}", seconds=GIVEN_UP + 60)
     said, code = json.loads(answer.read_text())
     answer.unlink()
     print(said, file=sys.stderr if code else sys.stdout)

@@ -233,7 +233,7 @@ def bindable(port: int) -> bool:
     return False
 
 
-def wait_for(fact: Callable[[], bool], what: str, child: Child | None = None, seconds: float = 60) -> None:
+def wait_for(fact: Callable[[], bool], what: str, child: Child | None = None, seconds: float = 300) -> None:
     deadline = time.monotonic() + seconds
     while not fact():
         if child is not None and not child.alive():

@@ -25,6 +25,8 @@ INFRASTRUCTURE = ("kafka", "postgres")
 # How many processes of a service run is said by the plural of its name.
 COUNTS = {kind: f"{kind}s".upper() for kind in KINDS}
 Echo = Callable[[str, str], None]
+# A process that lives and is not ready is waited for, and named once a minute: on a busy machine a judge takes longer than one.
+LATE, GIVEN_UP = 60.0, 900.0
 
 
 class Stack:
@@ -50,7 +52,7 @@ class Stack:
         if self._given and self._scratch:
             self._environ["TOPIC_PREFIX"] = f"{environ.get('TOPIC_PREFIX', '')}{self._scratch}."
         self.env: dict[str, str] = {}
-        self.services = Services(home, {}, echo)
+        self.services = Services(home, {}, echo, say)
 
     def start(self, names: Iterable[str], api_port: int | None = None) -> None:
         """Kafka with its topics beside Postgres with its tables; then the services, and a key while they wake up."""
@@ -122,13 +124,15 @@ class Stack:
 class Services:
     """Processes of the five services, named judge-1, judge-2, …; the environment is all that they are told."""
 
-    def __init__(self, home: Home, env: Mapping[str, str], echo: Echo | None = None) -> None:
-        self.home, self.env, self._echo = home, dict(env), echo
+    def __init__(
+        self, home: Home, env: Mapping[str, str], echo: Echo | None = None, say: Callable[[str], None] | None = None
+    ) -> None:
+        self.home, self.env, self._echo, self._say = home, dict(env), echo, say
         self._ports: dict[str, int] = {}
 
-    def start(self, *names: str, seconds: float = 60) -> None:
+    def start(self, *names: str) -> None:
         self.launch(*names)
-        self.wait(*names, seconds=seconds)
+        self.wait(*names)
 
     def launch(self, *names: str, api_port: int | None = None) -> None:
         """Without waiting. The first API takes `api_port` where that one is free."""
@@ -138,16 +142,19 @@ class Services:
             argv = [sys.executable, "-m", f"steelyard_{kind_of(name)}"]
             self.home.start(name, argv, env=self.env | {"HTTP_PORT": str(port)}, echo=self._echo)
 
-    def wait(self, *names: str, seconds: float = 60) -> None:
-        """Until each says that it is ready; the one that does not is named, with its last words."""
-        deadline = time.monotonic() + seconds
+    def wait(self, *names: str, late: float = LATE, seconds: float = GIVEN_UP) -> None:
+        """Until each says that it is ready; the one that ended, or never says so, is named with its last words."""
+        began, patience = time.monotonic(), late
         for name in names:
             while (why := ready(self.url(name))) is not None:
                 child = self.home.children.get(name)
                 if child is None or not child.alive():
                     raise LaunchFailed(f"{name} ended while starting. Its last words:\n{child.tail() if child else ''}")
-                if time.monotonic() > deadline:
+                if (passed := time.monotonic() - began) > seconds:
                     raise LaunchFailed(f"{name} was not ready after {seconds:.0f} s: {why}\n{child.tail()}")
+                if self._say and passed > patience:
+                    patience = passed + late
+                    self._say(f"{name} is not ready after {passed:.0f} s and is waited for: {why}")
                 time.sleep(0.05)
 
     def stop(self, *names: str) -> None:
