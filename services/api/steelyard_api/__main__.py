@@ -10,6 +10,7 @@ from steelyard.settings import Settings, from_environment
 from steelyard.store.database import Database
 from steelyard.topics import cluster_of_settings
 from steelyard_api.app import api
+from steelyard_api.heads import Heads
 from steelyard_api.service import relaying
 
 
@@ -28,6 +29,7 @@ def serving(settings: Settings) -> dict[str, Any]:
     return {
         "host": settings.http_host,
         "port": settings.http_port,
+        "http": Heads,
         "log_config": None,
         "access_log": False,
         "timeout_keep_alive": settings.keep_alive_seconds,
