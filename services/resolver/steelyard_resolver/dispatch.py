@@ -17,6 +17,7 @@ from steelyard.store.database import Database
 from steelyard.store.runs import SESSIONS
 from steelyard_resolver.closings import Closings
 from steelyard_resolver.readers import SharedReaders
+from steelyard_resolver.watermarks import Watermarks
 
 log = logging.getLogger(__name__)
 # How long a slot that became free waits for its next pair: answer, settlement, NOTIFY, dispatch, fetch.
@@ -34,6 +35,7 @@ class Dispatcher:
         self._database, self._readers, self._closings = database, readers, closings
         self._pace = _Pace()
         self._runs = Bulkheads("resolver", "dispatch")
+        self._marks = Watermarks()
 
     async def turn(self, publish: Publish[TraceJob | TraceScored]) -> bool:
         """True when something was released, so that the next turn looks at once."""
@@ -52,11 +54,12 @@ class Dispatcher:
             with self._runs.around(demand.run_id):
                 released += await self._probe(demand, publish)
         self._runs.keep({d.run_id for d in found})
+        self._marks.doubt(found)
         return released > 0
 
     async def _demands(self, slots: int) -> list[ledger.Demand]:
         async with self._database.begin() as tx:
-            return await ledger.demands(tx, most=4 * slots)
+            return await ledger.demands(tx, 4 * slots, self._marks.known)
 
     async def _serve(self, demand: ledger.Demand, share: int, publish: Publish[TraceJob | TraceScored]) -> int:
         if demand.stopping or demand.broke():
@@ -107,8 +110,10 @@ class Dispatcher:
         async with self._database.begin() as tx:
             if not await ledger.lock_run(tx, demand.run_id):
                 return 0
-            room = share - await ledger.in_flight(tx, demand.run_id)
-            pairs = await ledger.take(tx, demand.run_id, room, probe) if room > 0 else []
+            mark = self._marks.known.get(demand.run_id)
+            busy, mark = await ledger.under_way(tx, demand.run_id, mark, self._marks.grace_seconds)
+            self._marks.move(demand.run_id, mark)
+            pairs = await ledger.take(tx, demand.run_id, share - busy, mark, probe) if share > busy else []
             if not pairs:
                 return 0
             made = jobs(demand, pairs, probe)

@@ -105,13 +105,13 @@ async def write_pairs(tx: Tx, run: Unexpanded, page: int) -> bool:
     else:
         last = (await tx.execute(_PAIRS, given | {"metrics": list(run.metrics)})).one()
     if last.targets:
-        await move_cursor(tx, run.run_id, last.cursor)
+        await move_cursor(tx, run.run_id, last.cursor, last.written)
     return bool(last.targets == page)
 
 
-async def move_cursor(tx: Tx, run_id: UUID, cursor: str, gone: int = 0) -> None:
-    """`gone` are targets of which nothing is left to score: they are not waited for."""
-    await tx.execute(_CURSOR, {"run": run_id, "cursor": cursor, "gone": gone})
+async def move_cursor(tx: Tx, run_id: UUID, cursor: str, written: int, gone: int = 0) -> None:
+    """`written` are the page's new pairs; `gone` are targets of which nothing is left to score: they are not waited for."""
+    await tx.execute(_CURSOR, {"run": run_id, "cursor": cursor, "written": written, "gone": gone})
 
 
 async def failures(tx: Tx, run_id: UUID) -> tuple[int, int, list[str]]:
@@ -174,12 +174,12 @@ _PAIRS = text(
     WITH page AS MATERIALIZED (
         SELECT target, project_id FROM targets WHERE run_id = :run AND target > :cursor ORDER BY target LIMIT :page
     ), written AS (
-        INSERT INTO pairs (run_id, trace_id, metric, project_id, target)
-        SELECT :run, page.target::uuid, metric, page.project_id, page.target
+        INSERT INTO pairs (run_id, trace_id, metric, project_id, target, available_at)
+        SELECT :run, page.target::uuid, metric, page.project_id, page.target, statement_timestamp()
         FROM page CROSS JOIN unnest(CAST(:metrics AS text[])) AS metric
-        ON CONFLICT DO NOTHING
+        ON CONFLICT DO NOTHING RETURNING 1
     )
-    SELECT count(*) AS targets, max(target) AS cursor FROM page
+    SELECT count(*) AS targets, max(target) AS cursor, (SELECT count(*) FROM written) AS written FROM page
     """
 )
 _TARGETS_AGAIN = text(
@@ -196,12 +196,12 @@ _PAIRS_AGAIN = text(
     WITH page AS MATERIALIZED (
         SELECT target, project_id FROM targets WHERE run_id = :run AND target > :cursor ORDER BY target LIMIT :page
     ), written AS (
-        INSERT INTO pairs (run_id, trace_id, metric, project_id, target)
-        SELECT :run, p.trace_id, p.metric, page.project_id, page.target
+        INSERT INTO pairs (run_id, trace_id, metric, project_id, target, available_at)
+        SELECT :run, p.trace_id, p.metric, page.project_id, page.target, statement_timestamp()
         FROM page JOIN pairs p ON p.run_id = :parent AND p.trace_id = page.target::uuid AND p.outcome = 'FAILED'
-        ON CONFLICT DO NOTHING
+        ON CONFLICT DO NOTHING RETURNING 1
     )
-    SELECT count(*) AS targets, max(target) AS cursor FROM page
+    SELECT count(*) AS targets, max(target) AS cursor, (SELECT count(*) FROM written) AS written FROM page
     """
 )
 _GIVEN_TARGETS = text(
@@ -222,7 +222,7 @@ _FAILURES = text(
 _CURSOR = text(
     """
     UPDATE runs SET cursor = :cursor, status = 'RUNNING', expansion_failures = 0,
-        total_targets = total_targets - :gone, "left" = "left" - :gone
+        pairs_written = pairs_written + :written, total_targets = total_targets - :gone, "left" = "left" - :gone
     WHERE id = :run AND status IN ('PENDING', 'RUNNING')
     """
 )

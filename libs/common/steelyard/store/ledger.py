@@ -18,6 +18,7 @@ from steelyard.runs import PairState
 from steelyard.store.database import Tx
 
 REFILL = "steelyard_refill"
+EVERYTHING: Mapping[UUID, "Watermark"] = {}
 MOST_REDISPATCHES = 5
 
 
@@ -71,6 +72,15 @@ class Taken:
 
 
 @dataclass(frozen=True)
+class Watermark:
+    """Of a run: no pair that is owed sorts before `owed`, none that is under way was sent before `sent`. Entries of pairs that
+    are settled stay in the indexes for as long as anybody's old snapshot could see them: nothing below a watermark is read."""
+
+    owed: tuple[datetime, UUID]
+    sent: datetime
+
+
+@dataclass(frozen=True)
 class Pause:
     """For so many seconds by the database's clock, or until a time that the database named; neither where the model is being
     tried."""
@@ -81,9 +91,17 @@ class Pause:
     seconds: float | None = None
 
 
-async def demands(tx: Tx, most: int) -> list[Demand]:
+async def demands(tx: Tx, most: int, marks: Mapping[UUID, Watermark] = EVERYTHING) -> list[Demand]:
     """What each unfinished run has under way and could have, the latter counted no further than anyone could use."""
-    return [Demand(*r) for r in await tx.execute(_DEMANDS, {"most": most, "often": MOST_REDISPATCHES})]
+    given = {
+        "most": most,
+        "often": MOST_REDISPATCHES,
+        "runs": list(marks),
+        "owed_ats": [m.owed[0] for m in marks.values()],
+        "owed_traces": [m.owed[1] for m in marks.values()],
+        "sent_ats": [m.sent for m in marks.values()],
+    }
+    return [Demand(*r) for r in await tx.execute(_DEMANDS, given)]
 
 
 async def stop(tx: Tx, run_id: UUID, why: str, said: str) -> bool:
@@ -112,16 +130,27 @@ async def unsent(tx: Tx, run_id: UUID, page: int) -> list[PairState]:
     return [state(r) for r in await tx.execute(_UNSENT, {"run": run_id, "page": page})]
 
 
-async def in_flight(tx: Tx, run_id: UUID) -> int:
-    """Asked again under the run's lock: another dispatcher may have filled the window since."""
-    return int((await tx.execute(_IN_FLIGHT, {"run": run_id})).scalar_one())
+async def under_way(tx: Tx, run_id: UUID, mark: Watermark | None, grace_seconds: float) -> tuple[int, Watermark]:
+    """Asked again under the run's lock: another dispatcher may have filled the window since. And how far the watermark may
+    move: up to the first pair that is owed, locked ones too, and up to the first job. What another transaction is just making
+    owed it cannot see, so it stays behind by the longest that such a transaction takes."""
+    row = (await tx.execute(_UNDER_WAY, {"run": run_id, "grace": grace_seconds} | _above(mark))).one()
+    horizon = (row.horizon, UUID(int=0))
+    owed = min((row.available_at, UUID(str(row.trace_id))), horizon) if row.available_at else horizon
+    return int(row.n), Watermark(owed, min(row.sent, row.horizon) if row.sent else row.horizon)
 
 
-async def take(tx: Tx, run_id: UUID, count: int, probe: bool = False) -> list[Taken]:
+async def take(tx: Tx, run_id: UUID, count: int, mark: Watermark | None = None, probe: bool = False) -> list[Taken]:
     """Pairs whose time has come, locked; metrics of one trace beside each other, so that they make one job. A probe is one
     that was put off already: others may ask nobody, and then nothing is found out."""
-    given = {"run": run_id, "count": count, "often": MOST_REDISPATCHES}
+    given = {"run": run_id, "count": count, "often": MOST_REDISPATCHES} | _above(mark)
     return [Taken(*r) for r in await tx.execute(_TAKE_PROBE if probe else _TAKE, given)]
+
+
+def _above(mark: Watermark | None) -> dict[str, Any]:
+    if mark is None:
+        return {"owed_at": None, "owed_trace": None, "sent_at": None}
+    return {"owed_at": mark.owed[0], "owed_trace": mark.owed[1], "sent_at": mark.sent}
 
 
 async def dispatched(tx: Tx, run_id: UUID, pairs: Sequence[Taken], places: Sequence[tuple[int, int]]) -> None:
@@ -179,23 +208,37 @@ def state(r: Any) -> PairState:
 
 
 _LOCK_RUN = text("SELECT pg_try_advisory_xact_lock(hashtextextended(:id, 7))")
+_FIRST = UUID(int=0)
+_ABOVE = f"""
+    (available_at, trace_id) >= (
+        coalesce(CAST(:owed_at AS timestamptz), '-infinity'), coalesce(CAST(:owed_trace AS uuid), '{_FIRST}')
+    )
+"""
 _DEMANDS = text(
-    """
-    SELECT r.id, r.project_id, r.judge_model, coalesce(f.n, 0), w.n, r.settled_count, coalesce(r.root_run_id, r.id), r.reuse,
+    f"""
+    SELECT r.id, r.project_id, r.judge_model, f.n, w.n, r.settled_count, coalesce(r.root_run_id, r.id), r.reuse,
         r.grouped, o.n, coalesce(s.cost, 0), r.max_cost_usd, r.pair_cost_usd, r.stopping, r.target_type, r.paused_why,
         r.paused_until, r.paused_why IS NOT NULL AND coalesce(r.paused_until <= now(), true)
     FROM runs r
-    LEFT JOIN (SELECT run_id, count(*) AS n FROM pairs WHERE status = 'dispatched' GROUP BY run_id) f ON f.run_id = r.id
+    LEFT JOIN unnest(
+        CAST(:runs AS uuid[]), CAST(:owed_ats AS timestamptz[]), CAST(:owed_traces AS uuid[]), CAST(:sent_ats AS timestamptz[])
+    ) AS m (run_id, owed_at, owed_trace, sent_at) ON m.run_id = r.id
+    CROSS JOIN LATERAL (
+        SELECT count(*) AS n FROM pairs p
+        WHERE p.run_id = r.id AND p.status = 'dispatched' AND p.dispatched_at >= coalesce(m.sent_at, '-infinity')
+    ) f
     LEFT JOIN run_spending s ON s.run_id = r.id AND r.max_cost_usd IS NOT NULL
     CROSS JOIN LATERAL (
         SELECT count(*) AS n FROM (
             SELECT 1 FROM pairs p WHERE p.run_id = r.id AND p.status = 'owed' AND p.available_at <= now()
+                AND (p.available_at, p.trace_id) >= (coalesce(m.owed_at, '-infinity'), coalesce(m.owed_trace, '{_FIRST}'))
                 AND p.redispatches <= :often AND r.stopping IS NULL LIMIT :most
         ) capped
     ) w
     CROSS JOIN LATERAL (
         SELECT count(*) AS n FROM (
             SELECT 1 FROM pairs p WHERE p.run_id = r.id AND p.status = 'owed'
+                AND (p.available_at, p.trace_id) >= (coalesce(m.owed_at, '-infinity'), coalesce(m.owed_trace, '{_FIRST}'))
                 AND (r.max_cost_usd IS NOT NULL OR r.stopping IS NOT NULL) LIMIT 1
         ) any_owed
     ) o
@@ -242,18 +285,29 @@ _UNSENT = text(
     WHERE p.run_id = :run AND p.status = 'owed' ORDER BY trace_id, metric LIMIT :page
     """
 )
-_IN_FLIGHT = text("SELECT count(*) FROM pairs WHERE run_id = :run AND status = 'dispatched'")
-_TAKE = text(
+_UNDER_WAY = text(
+    f"""
+    SELECT f.n, f.sent, o.available_at, o.trace_id, now() - make_interval(secs => :grace) AS horizon
+    FROM (
+        SELECT count(*) AS n, min(dispatched_at) AS sent FROM pairs WHERE run_id = :run AND status = 'dispatched'
+            AND dispatched_at >= coalesce(CAST(:sent_at AS timestamptz), '-infinity')
+    ) f LEFT JOIN LATERAL (
+        SELECT available_at, trace_id FROM pairs WHERE run_id = :run AND status = 'owed' AND {_ABOVE}
+        ORDER BY available_at, trace_id LIMIT 1
+    ) o ON true
     """
+)
+_TAKE = text(
+    f"""
     SELECT trace_id, metric, target, dispatch_no + 1, attempts FROM pairs
-    WHERE run_id = :run AND status = 'owed' AND available_at <= now() AND redispatches <= :often
+    WHERE run_id = :run AND status = 'owed' AND available_at <= now() AND redispatches <= :often AND {_ABOVE}
     ORDER BY available_at, trace_id, metric LIMIT :count FOR UPDATE SKIP LOCKED
     """
 )
 _TAKE_PROBE = text(
-    """
+    f"""
     SELECT trace_id, metric, target, dispatch_no + 1, attempts FROM pairs
-    WHERE run_id = :run AND status = 'owed' AND available_at <= now() AND redispatches <= :often
+    WHERE run_id = :run AND status = 'owed' AND available_at <= now() AND redispatches <= :often AND {_ABOVE}
     ORDER BY reason IS NULL, metric IN ('coherence', 'loop_detection'), available_at, trace_id, metric
     LIMIT :count FOR UPDATE SKIP LOCKED
     """

@@ -38,7 +38,7 @@ async def write_pairs(tx: Tx, run: Unexpanded, page: int) -> bool:
     given = {"run": run.run_id, "cursor": run.cursor or "", "page": page, "traces": MOST_TRACES}
     last = (await tx.execute(_PAIRS, given | {"signals": list(SIGNALS), "snapshot": run.snapshot})).one()
     if last.targets:
-        await expansion.move_cursor(tx, run.run_id, last.cursor, last.gone)
+        await expansion.move_cursor(tx, run.run_id, last.cursor, last.written, last.gone)
     return bool(last.targets < last.ahead or last.ahead == page)
 
 
@@ -138,8 +138,8 @@ _PAIRS = text(
             SELECT target, project_id, sum(size) OVER (ORDER BY target) - size AS before FROM ahead
         ) summed WHERE before < :traces
     ), written AS (
-        INSERT INTO pairs (run_id, trace_id, metric, project_id, target, trace_version, place)
-        SELECT CAST(:run AS uuid), t.trace_id, signal, t.project_id, t.target, t.version, t.place
+        INSERT INTO pairs (run_id, trace_id, metric, project_id, target, trace_version, place, available_at)
+        SELECT CAST(:run AS uuid), t.trace_id, signal, t.project_id, t.target, t.version, t.place, statement_timestamp()
         FROM (
             SELECT t.trace_id, page.project_id, page.target, t.version,
                 row_number() OVER (PARTITION BY page.target ORDER BY t.started_at, t.trace_id) - 1 AS place
@@ -158,7 +158,8 @@ _PAIRS = text(
         RETURNING 1
     )
     SELECT (SELECT count(*) FROM ahead) AS ahead, (SELECT count(*) FROM page) AS targets,
-        (SELECT max(target) FROM page) AS cursor, (SELECT count(*) FROM gone) AS gone, (SELECT count(*) FROM opened) AS opened
+        (SELECT max(target) FROM page) AS cursor, (SELECT count(*) FROM gone) AS gone, (SELECT count(*) FROM opened) AS opened,
+        (SELECT count(*) FROM written) AS written
     """
 )
 _GIVEN_SESSIONS = text(

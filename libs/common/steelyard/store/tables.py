@@ -313,6 +313,7 @@ class Run(SQLModel, table=True):
     evaluated_count: int = _count()
     failed_count: int = _count()
     settled_count: int = _count()
+    pairs_written: int = _count()
     left: int = _count(1)
     held: bool = Field(default=True, sa_column_kwargs={"server_default": text("true")})
     snapshot: str = _text()

@@ -6,6 +6,8 @@ from steelyard.store.database import Tx
 
 
 async def census(tx: Tx) -> dict[str, float]:
+    """What is owed is what was written less what is settled and what is under way, by the runs' counters: a million pairs
+    that wait are not counted one by one."""
     return {str(k): float(v or 0) for k, v in (await tx.execute(_CENSUS)).one()._mapping.items()}
 
 
@@ -31,8 +33,10 @@ async def sweep(tx: Tx, page: int = 5000) -> int:
 _CENSUS = text(
     """
     SELECT (SELECT count(*) FROM runs WHERE status IN ('PENDING', 'RUNNING') AND deleted_at IS NULL) AS runs_active,
-        (SELECT count(*) FROM pairs p JOIN runs r ON r.id = p.run_id
-            WHERE r.status IN ('PENDING', 'RUNNING') AND p.status = 'owed' AND r.deleted_at IS NULL) AS pairs_owed,
+        (SELECT greatest(sum(pairs_written - settled_count) - (
+            SELECT count(*) FROM pairs p JOIN runs r ON r.id = p.run_id
+            WHERE r.status IN ('PENDING', 'RUNNING') AND p.status = 'dispatched' AND r.deleted_at IS NULL
+        ), 0) FROM runs WHERE status IN ('PENDING', 'RUNNING') AND deleted_at IS NULL) AS pairs_owed,
         (SELECT count(*) FROM pairs WHERE status = 'dispatched') AS pairs_dispatched,
         (SELECT extract(epoch FROM now() - min(dispatched_at)) FROM pairs
             WHERE status = 'dispatched') AS dispatched_oldest_seconds,
