@@ -107,6 +107,17 @@ async def test_requests_go_on_while_it_migrates(engine: AsyncEngine, revision: s
             await connection.run_sync(upgrade, revision)
 
 
+async def test_runs_that_were_begun_before_have_their_pairs_counted(engine: AsyncEngine) -> None:
+    """And what is over is left as it is."""
+    async with engine.connect() as connection:
+        await connection.run_sync(upgrade, "0010")
+        await connection.execute(text(_HALF_DONE))
+        await connection.commit()
+        await connection.run_sync(upgrade, "0011")
+        rows = await connection.execute(text("SELECT status, pairs_written FROM runs ORDER BY status"))
+        assert [tuple(r) for r in rows] == [("COMPLETED", 0), ("PENDING", 0), ("RUNNING", 30)]
+
+
 @pytest.mark.parametrize(("revision", "why"), [("0002", "written anew: trace_scores"), ("0005", "builds an index")])
 async def test_what_older_migrations_did_would_be_found(engine: AsyncEngine, revision: str, why: str) -> None:
     async with engine.connect() as connection:
@@ -223,3 +234,16 @@ async def invalid(engine: AsyncEngine) -> bool:
     async with engine.begin() as tx:
         found = await tx.scalar(text("SELECT count(*) FROM pg_index WHERE NOT indisvalid"))
     return bool(found)
+
+
+_HALF_DONE = """
+    WITH o AS (INSERT INTO organizations (id, name) VALUES (gen_random_uuid(), 'o') RETURNING id),
+    p AS (INSERT INTO projects (id, org_id, name) SELECT gen_random_uuid(), id, 'p' FROM o RETURNING id),
+    r AS (
+        INSERT INTO runs (id, project_id, status, metric_names, judge_model, snapshot)
+        SELECT gen_random_uuid(), p.id, status, '{one}', 'm', ''
+        FROM p, unnest(ARRAY['COMPLETED', 'PENDING', 'RUNNING']) AS status RETURNING id, project_id, status
+    )
+    INSERT INTO pairs (run_id, trace_id, metric, project_id, target)
+    SELECT id, gen_random_uuid(), 'one', project_id, n::text FROM r, generate_series(1, 30) n WHERE status <> 'PENDING'
+"""
