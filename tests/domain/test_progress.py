@@ -1,9 +1,11 @@
 """What one partition's bookkeeping promises, on any order of finishing and any gaps in the log."""
 
+from uuid import uuid4
+
 from hypothesis import given
 from hypothesis import strategies as st
 
-from steelyard.progress import Progress, remembered
+from steelyard.progress import Progress, incarnation_of, remembered
 
 LOGS = st.lists(st.integers(min_value=1, max_value=6), min_size=1, max_size=80)
 
@@ -56,3 +58,26 @@ def test_a_note_about_two_thousand_jobs_fits_into_a_commit() -> None:
         progress.finish(offset)
     assert len(progress.note()) < 1000
     assert remembered(0, progress.note()) == set(range(1, 2000, 2))
+
+
+def test_a_note_says_of_which_incarnation_it_speaks() -> None:
+    """An offset of a log that is gone means nothing in the one that has its name."""
+    progress, incarnation = Progress(), uuid4()
+    for offset in range(3):
+        progress.take(offset)
+    progress.finish(2)
+    note = progress.note(incarnation)
+    assert incarnation_of(note) == incarnation and remembered(0, note) == {2}
+    assert incarnation_of(progress.note()) is None and remembered(0, progress.note()) == {2}
+
+
+def test_a_note_of_an_earlier_version_is_read_after_an_upgrade() -> None:
+    assert remembered(4, "1:BQ==") == {4, 6} and incarnation_of("1:BQ==") is None
+    assert incarnation_of(None) is incarnation_of("") is incarnation_of("2:nonsense:BQ==") is None
+
+
+def test_the_next_owner_goes_on_where_the_last_commit_was_before_anything_is_delivered() -> None:
+    progress = Progress({12}, position=10)
+    assert (progress.watermark, progress.span) == (10, 0)
+    assert progress.take(10) and progress.take(11) and not progress.take(12)
+    assert (progress.position, progress.watermark) == (13, 10)

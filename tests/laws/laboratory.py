@@ -16,7 +16,8 @@ from aiokafka.admin import AIOKafkaAdminClient
 
 from eventually import eventually
 from steelyard.events import Owed, TraceJob, decode, topics
-from steelyard.kafka import Cluster, Publisher, Readers
+from steelyard.incarnations import incarnations
+from steelyard.kafka import Cluster, Publisher, Readers, make_topics
 from steelyard.progress import remembered
 from steelyard_local.processes import free_port
 
@@ -109,6 +110,25 @@ class Laboratory:
             await publisher.send([(topic, r.key, r.value, ()) for r in records])
         finally:
             await publisher.stop()
+
+    async def make_anew(self, *topics: str) -> None:
+        """Deleted, and made again with nothing in them."""
+        await self.delete(*topics)
+        await make_topics(self.cluster)
+
+    async def delete(self, *topics: str) -> None:
+        names = [self.cluster.topic(t) for t in topics]
+        admin = AIOKafkaAdminClient(bootstrap_servers=self.cluster.bootstrap)
+        await admin.start()
+
+        async def gone() -> bool:
+            return not await incarnations(admin._client, names)
+
+        try:
+            await admin.delete_topics(names)
+            await eventually(gone, f"{', '.join(names)} are deleted")
+        finally:
+            await admin.close()
 
     async def read_to_the_end(self, topic: str, by: str) -> None:
         """Waits until a service has committed all that the topic holds."""

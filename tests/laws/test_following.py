@@ -4,12 +4,14 @@ import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import pytest
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 
 from eventually import eventually
+from laboratory import laboratory
 from steelyard.errors import Later
 from steelyard.events import ProviderClosed
 from steelyard.following import Following
@@ -78,6 +80,21 @@ async def test_what_cannot_be_read_or_handled_keeps_nobody_from_the_rest(topics:
     follower = Following(topics, ProviderClosed, hear)
     await follower.start()
     assert heard == ["a"]
+    await follower.stop()
+
+
+async def test_a_topic_that_was_made_anew_is_heard_from_its_beginning(topics: Cluster, tmp_path: Path) -> None:
+    """However far the old one was heard, and whether the new one has grown past that by now."""
+    heard = list[str]()
+    async with publishing(topics) as publisher:
+        await publisher.publish([closed("a"), closed("b")])
+    follower = Following(topics, ProviderClosed, noted(heard))
+    await follower.start()
+    with laboratory(topics, tmp_path) as lab:
+        await lab.make_anew("providers.closed")
+    async with publishing(topics) as publisher:
+        await publisher.publish([closed(model) for model in "cdefg"])
+    await eventually(lambda: set(heard) == set("abcdefg"), "all of the new topic is heard")
     await follower.stop()
 
 

@@ -101,7 +101,7 @@ async def test_a_poison_message_is_a_dead_letter_and_the_rest_goes_on(lab: Labor
     (letter,) = await eventually(letters, "a dead letter")
     headers = dict(letter.headers)
     assert letter.value == job("poisoned", "poison").encode()
-    assert headers["x-reason"] == b"ValueError: a bug in the handler"
+    assert headers["x-reason"].startswith(b"ValueError at ")
     assert headers["x-origin"].startswith(f"{lab.cluster.prefix}jobs.trace/".encode())
 
 

@@ -6,11 +6,15 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
+
+from aiokafka import AIOKafkaConsumer, OffsetAndMetadata, TopicPartition
 
 from eventually import eventually
 from laboratory import job, laboratory
 from steelyard.events import decode
-from steelyard.kafka import Cluster
+from steelyard.kafka import Cluster, Readers, make_topics
+from steelyard.progress import Progress
 from steelyard.window import Window
 
 
@@ -153,3 +157,88 @@ async def test_what_was_finished_beyond_a_slow_job_is_not_repeated_by_the_next_o
     finally:
         await second.stop()
     assert again == [0, 30]
+
+
+class Noting:
+    """Notes what it is given, by target and offset, and is done at once."""
+
+    def __init__(self) -> None:
+        self.noted: list[tuple[str, int]] = []
+
+    async def __call__(self, record: Any) -> None:
+        self.noted.append((decode(record.value).model_dump()["target"], record.offset))
+
+
+async def test_of_a_topic_that_was_made_anew_nothing_is_skipped_by_who_read_the_old_one(
+    topics: Cluster, tmp_path: Path
+) -> None:
+    """The new log has grown past the old position by then: its offset alone shows nothing."""
+    noting = Noting()
+    window = Window(topics, "jobs.trace", "judge", noting, slots=10, commit_seconds=0.1)
+    await window.start()
+    try:
+        with laboratory(topics, tmp_path) as lab:
+            await lab.send([job("same", 0)] * 5)
+            await eventually(lambda: len(noting.noted) == 5, "the old log is read")
+            await lab.make_anew("jobs.trace")
+            await lab.send([job("same", 0.5)] * 8)
+            await eventually(lambda: set(range(8)) <= {o for _, o in noting.noted[5:]}, "all of the new log is read")
+            await ready(window)
+            await lab.read_to_the_end("jobs.trace", by="judge")
+    finally:
+        await window.stop()
+
+
+async def test_a_commit_about_a_topic_that_is_gone_is_not_believed_by_the_next_owner(
+    topics: Cluster, tmp_path: Path
+) -> None:
+    """The broker forgets a deleted topic's commits; a member that had not noticed yet may commit them to the new one."""
+    first, second = Noting(), Noting()
+    with laboratory(topics, tmp_path) as lab:
+        await lab.send([job("same", 0)] * 5)
+        window = Window(topics, "jobs.trace", "judge", first, slots=10, commit_seconds=0.1)
+        await window.start()
+        await eventually(lambda: len(first.noted) == 5, "the old log is read")
+        await window.stop()
+        partition = next(iter(await lab.send([job("same", 0)] * 5)))[0]
+        await lab.make_anew("jobs.trace")
+        await lab.send([job("same", 0)] * 7)
+        await commit(
+            topics, "judge", TopicPartition(topics.topic("jobs.trace"), partition), 5, Progress().note(uuid4())
+        )
+        readers = Readers(topics)
+        await readers.start()
+        assert await readers.committed("judge", "jobs.trace", 24) == {}
+        await readers.stop()
+        window = Window(topics, "jobs.trace", "judge", second, slots=10)
+        await window.start()
+        await eventually(
+            lambda: [o for _, o in second.noted] == list(range(7)), "the new log is read from its beginning"
+        )
+        await window.stop()
+
+
+async def commit(cluster: Cluster, service: str, tp: TopicPartition, offset: int, note: str) -> None:
+    consumer = AIOKafkaConsumer(bootstrap_servers=cluster.bootstrap, group_id=cluster.group(service))
+    await consumer.start()
+    consumer.assign([tp])
+    await consumer.commit({tp: OffsetAndMetadata(offset, note)})
+    await consumer.stop()
+
+
+async def test_a_window_of_whose_topic_nobody_reads_a_partition_is_not_ready(topics: Cluster, tmp_path: Path) -> None:
+    window = Window(topics, "jobs.trace", "judge", Noting(), slots=10)
+    await window.start()
+    try:
+        await ready(window)
+        with laboratory(topics, tmp_path) as lab:
+            await lab.delete("jobs.trace")
+
+            async def unread() -> bool:
+                return "no member of the group reads" in (await window.unwell() or "")
+
+            await eventually(unread, "it says that its partitions have no owner")
+            await make_topics(topics)
+            await ready(window)
+    finally:
+        await window.stop()

@@ -11,7 +11,7 @@ CLUSTER_ID = "c3RlZWx5YXJkLWxvY2FsMQ"
 HEAP = ["-Xmx256m", "-Xms128m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1"]
 
 
-def start_kafka(home: Home, prompt_commits: bool = False, path: str | None = None) -> str:
+def start_kafka(home: Home, prompt_commits: bool = False, path: str | None = None, cluster_id: str = CLUSTER_ID) -> str:
     """The bootstrap address of a broker that has answered. `prompt_commits` spares tests the 5 ms commit linger; `path` is
     where Java is looked for, PATH when left out."""
     java = shutil.which("java", path=path)
@@ -26,7 +26,7 @@ def start_kafka(home: Home, prompt_commits: bool = False, path: str | None = Non
     settings.write_text(_settings(home.path / "kafka", port, controller, prompt_commits))
     base = [java, *HEAP, "-cp", f"{JARS}/*"]
     if not (home.path / "kafka" / "meta.properties").exists():
-        _format([*base, "kafka.tools.StorageTool", "format", "-t", CLUSTER_ID, "-c", str(settings)])
+        _format([*base, "kafka.tools.StorageTool", "format", "-t", cluster_id, "-c", str(settings)])
     child = home.start("kafka", [*base, "kafka.Kafka", str(settings)])
     wait_for(lambda: listening(port), "Kafka to listen", child)
     return f"127.0.0.1:{port}"

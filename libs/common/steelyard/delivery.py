@@ -57,6 +57,16 @@ class Delivery:
         self._service, self._topic, self._post = service, topic, post
         self._limit = limit or Limit()
 
+    def puzzling(self, record: Any) -> str | None:
+        """Why this version does not understand the record; it is not handed in, and waits for another version."""
+        try:
+            decode(record.value)
+        except Later as e:
+            return str(e)
+        except Never:
+            return None
+        return None
+
     async def one(self, record: Any, handler: Handler) -> None:
         """Returns when the record's offset may move. Raises only MostlyFailing, and when cancelled."""
         event = await self._decoded(record)

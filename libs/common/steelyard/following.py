@@ -4,13 +4,18 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
+from uuid import UUID
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka.errors import KafkaError
 
 from steelyard.errors import Later, Never
 from steelyard.events import Event, decode
+from steelyard.incarnations import incarnations
 from steelyard.kafka import Cluster
+from steelyard.positions import LOOK_EVERY, METADATA_MS
 from steelyard.tasks import ended
 from steelyard.window import FETCH_WAIT_MS
 
@@ -27,6 +32,8 @@ class Following:
         self._cluster, self._heard, self._clock, self._caught_up = cluster, heard, clock, False
         self._topic, self._partitions = cluster.topic(kind.topic), kind.partitions
         self._consumer: Any = None
+        self._incarnation: UUID | None = None
+        self._looked = 0.0
         self.listening: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     async def start(self) -> None:
@@ -36,6 +43,7 @@ class Following:
             group_id=None,
             auto_offset_reset="earliest",
             fetch_max_wait_ms=FETCH_WAIT_MS * 5,
+            metadata_max_age_ms=METADATA_MS,
         )
         await self._consumer.start()
         try:
@@ -56,10 +64,25 @@ class Following:
     async def _listen(self) -> None:
         while True:
             await self._next()
+            if time.monotonic() - self._looked > LOOK_EVERY:
+                await self._look()
+
+    async def _look(self) -> None:
+        """A topic that was made anew is read from its beginning, however far the old one was read. (Of a log that only
+        shrank, the broker says so itself, and aiokafka begins it again.)"""
+        self._looked = time.monotonic()
+        with suppress(KafkaError):
+            current = (await incarnations(self._consumer._client, [self._topic])).get(self._topic)
+            if current and self._incarnation not in (None, current):
+                log.warning("%s was made anew: reading it from its beginning", self._topic)
+                for tp in self._consumer.assignment():
+                    self._consumer.seek(tp, 0)
+            self._incarnation = current or self._incarnation
 
     async def _catch_up(self) -> None:
         if self._topic not in await self._consumer.topics():
             raise Later(f"there is no topic {self._topic} yet: python -m steelyard.topics makes it")
+        await self._look()
         assigned = [TopicPartition(self._topic, p) for p in range(self._partitions)]
         self._consumer.assign(assigned)
         ends = await self._consumer.end_offsets(assigned)

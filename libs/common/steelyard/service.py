@@ -13,13 +13,13 @@ from functools import partial
 from types import UnionType
 from typing import Any, Generic, Protocol, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from aiokafka import TopicPartition
-from aiokafka.errors import CommitFailedError, IllegalStateError, KafkaError
+from aiokafka.errors import KafkaError
 from aiokafka.structs import RecordMetadata
 from faststream import AckPolicy
 from faststream.kafka import KafkaBroker, KafkaMessage
 
 from steelyard import telemetry
+from steelyard.batches import Batches
 from steelyard.bulkhead import note
 from steelyard.delivery import Delivery, Handler, MostlyFailing
 from steelyard.errors import Later
@@ -27,11 +27,13 @@ from steelyard.events import Event
 from steelyard.following import Following
 from steelyard.health import Health
 from steelyard.kafka import Cluster, Publisher
+from steelyard.positions import METADATA_MS, Positions
 from steelyard.reasons import reason
 from steelyard.settings import Settings
 from steelyard.store.database import temporary
 from steelyard.store.outbox import Outbox, Relay
 from steelyard.tasks import ended, rung
+from steelyard.topics import Topics
 from steelyard.window import FETCH_WAIT_MS, Window
 
 log = logging.getLogger(__name__)
@@ -146,11 +148,12 @@ class _Running:
     def __init__(self, service: Service, settings: Settings, cluster: Cluster, relay: Relay | None) -> None:
         self._service, self._settings, self._cluster, self._relay = service, settings, cluster, relay
         self._publisher = Publisher(cluster)
+        self._topics = Topics(cluster, self._publisher.renew)
         self._windows: list[Window] = []
+        self._batches: list[Batches] = []
         self._tasks: list[asyncio.Task[None]] = []
         self._failure: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._started: list[Callable[[], Awaitable[None]]] = []
-        self._broker: KafkaBroker | None = None
         self._stopping = asyncio.Event()
         self._ready = False
 
@@ -175,6 +178,7 @@ class _Running:
 
     async def _start(self) -> None:
         await self._begin(self._publisher)
+        await self._begin(self._topics)
         for part in self._service.parts:
             await self._begin(part)
         if self._relay is not None:
@@ -192,7 +196,7 @@ class _Running:
         self._ready = True
         log.info("%s: ready, pid %d", self._service.name, os.getpid())
 
-    async def _begin(self, part: Publisher | Part | Following) -> None:
+    async def _begin(self, part: Publisher | Topics | Part | Following) -> None:
         await self._patiently(part.start, type(part).__name__)
         self._started.append(part.stop)
 
@@ -230,18 +234,36 @@ class _Running:
             apply_types=False,
             graceful_timeout=s.drain_seconds,
             logger=None,
+            metadata_max_age_ms=METADATA_MS,
         )
-        for topic, (handler, flow) in self._service._handlers.items():
-            self._subscribe(broker, topic, handler, flow)
+        batches: list[Batches] = []
         try:
+            for topic, (handler, flow) in self._service._handlers.items():
+                batches.append(await self._subscribe(broker, topic, handler, flow))
             await broker.start()
         except BaseException:
             await broker.stop()  # what it began is not left half open when it is begun anew
+            for begun in batches:
+                await begun.stop()
             raise
-        self._broker = broker
+        self._batches = batches
+        for begun in batches:
+            self._spawn(begun.watch())
+            self._started.append(begun.stop)
         self._started.append(broker.stop)
 
-    def _subscribe(self, broker: KafkaBroker, topic: str, handler: Handler, flow: Flow) -> None:
+    async def _subscribe(self, broker: KafkaBroker, topic: str, handler: Handler, flow: Flow) -> Batches:
+        delivery = Delivery(self._service.name, topic, self._publisher)
+        positions = Positions(self._cluster, topic, self._service.name)
+
+        async def work(records: Sequence[Any]) -> None:
+            if flow.many:
+                await delivery.many(records, handler)
+            else:
+                for record in records:
+                    await delivery.one(record, handler)
+
+        batches = Batches(positions, delivery.puzzling, work)
         subscriber = broker.subscriber(
             self._cluster.topic(topic),
             group_id=self._cluster.group(self._service.name),
@@ -255,25 +277,21 @@ class _Running:
             heartbeat_interval_ms=int(self._settings.kafka_session_seconds * 300),
             fetch_max_wait_ms=FETCH_WAIT_MS,
             decoder=_as_it_is,
+            listener=batches,
         )
-        delivery = Delivery(self._service.name, topic, self._publisher)
 
         async def deliver(message: KafkaMessage) -> None:
             if self._stopping.is_set():
                 return  # not handled, not committed: the next owner's
             records = message.raw_message if isinstance(message.raw_message, tuple) else (message.raw_message,)
             try:
-                if flow.many:
-                    await delivery.many(records, handler)
-                else:
-                    for record in records:
-                        await delivery.one(record, handler)
+                await batches.handle(records)
             except MostlyFailing as e:
                 await self._give_up(e)
-            else:
-                await _commit(message.consumer, records)
 
         subscriber(deliver)
+        await batches.start(lambda: subscriber.consumer)
+        return batches
 
     def _window(self, handler: Handler, flow: Flow, slots: int) -> Window:
         topic = _topic(flow)
@@ -287,6 +305,7 @@ class _Running:
             drain_seconds=self._settings.drain_seconds,
             rebalance_drain_seconds=self._settings.rebalance_drain_seconds,
             session_seconds=self._settings.kafka_session_seconds,
+            puzzling=delivery.puzzling,
         )
         self._spawn(_raised(window.failure))
         return window
@@ -337,24 +356,21 @@ class _Running:
     async def _stop(self) -> None:
         """Consumers first, so that what is in flight can still publish; the publisher last."""
         self._stopping.set()
-        for stop in reversed(self._started[1 + len(self._service.parts) :]):
+        for stop in reversed(self._started[2 + len(self._service.parts) :]):
             with suppress(KafkaError):
                 await stop()
         await ended(self._tasks)
-        for stop in reversed(self._started[: 1 + len(self._service.parts)]):
+        for stop in reversed(self._started[: 2 + len(self._service.parts)]):
             with suppress(Exception):
                 await stop()
 
     async def _unwell(self) -> str | None:
         if not self._ready:
             return "starting"
-        for part in (*self._windows, *self._service.parts):
+        parts: list[Part | Batches | Window] = [self._topics, *self._windows, *self._batches, *self._service.parts]
+        for part in parts:
             if why := await part.unwell():
                 return why
-        if self._broker is not None:
-            for subscriber in self._broker.subscribers:
-                if not _joined(getattr(subscriber, "consumer", None)):
-                    return "waiting for an assignment"
         return await self._publisher.unwell()
 
 
@@ -387,29 +403,8 @@ async def _await(build: Callable[[], Awaitable[None]]) -> None:
     await build()
 
 
-def _joined(consumer: Any) -> bool:
-    """With more processes than partitions the spare ones are ready too: their turn comes when one leaves."""
-    if consumer is None:
-        return False
-    coordinator = getattr(consumer, "_coordinator", None)
-    return bool(consumer.assignment()) or getattr(coordinator, "generation", -1) > 0
-
-
 async def _as_it_is(message: KafkaMessage) -> KafkaMessage:
     return message
-
-
-async def _commit(consumer: Any, records: Sequence[Any]) -> None:
-    done: dict[TopicPartition, int] = {}
-    for r in records:
-        tp = TopicPartition(r.topic, r.partition)
-        done[tp] = max(done.get(tp, 0), r.offset + 1)
-    try:
-        await consumer.commit(done)
-    except (CommitFailedError, IllegalStateError):
-        log.info("partitions moved while a batch was handled: their next owner repeats it")
-    except KafkaError as e:
-        log.warning("commit failed, the next one says it all: %r", e)
 
 
 async def _raised(failure: "asyncio.Future[None]") -> None:

@@ -25,6 +25,9 @@ TURNS_FAILED = Counter(
     "Turns of a run, a model or a chore that an error ended while the others went on",
     ["service", "turn", "error"],
 )
+PUT_OFF = Gauge(
+    "steelyard_not_understood", "Messages that wait for another version of the service", ["service", "topic"]
+)
 SECONDS = Histogram(
     "steelyard_handle_seconds",
     "Time a handler took",

@@ -8,13 +8,13 @@ from collections.abc import Awaitable, Callable, Collection
 from contextlib import suppress
 from typing import Any
 
-from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, OffsetAndMetadata, TopicPartition
-from aiokafka.admin import AIOKafkaAdminClient
-from aiokafka.errors import CommitFailedError, IllegalStateError, KafkaError
+from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, TopicPartition
+from aiokafka.errors import IllegalStateError, KafkaError
 
 from steelyard import telemetry
 from steelyard.kafka import Cluster
-from steelyard.progress import Progress, remembered
+from steelyard.positions import LOOK_EVERY, METADATA_MS, Positions
+from steelyard.progress import Progress
 from steelyard.tasks import ended, rung
 
 log = logging.getLogger(__name__)
@@ -46,14 +46,14 @@ class Window(ConsumerRebalanceListener):  # type: ignore[misc]
         starve_seconds: float = 5.0,
         session_seconds: float = 10.0,
         max_poll_seconds: float = 300.0,
+        puzzling: Callable[[Any], str | None] = lambda record: None,
     ) -> None:
         self.slots, self.failure = slots, asyncio.get_running_loop().create_future()
         self._cluster, self._topic, self._service, self._work = cluster, cluster.topic(topic), service, work
         self._span, self._commit_seconds, self._drain_seconds = span, commit_seconds, drain_seconds
         self._rebalance_drain, self._starve_seconds = rebalance_drain_seconds, starve_seconds
         self._session_seconds, self._max_poll_seconds = session_seconds, max_poll_seconds
-        self._progress: dict[TopicPartition, Progress] = {}
-        self._committed: dict[TopicPartition, tuple[int, str]] = {}
+        self._positions, self._puzzling = Positions(cluster, topic, service), puzzling
         self._held: set[TopicPartition] = set()
         self._tasks: dict[asyncio.Task[None], float] = {}
         self._freed = asyncio.Event()
@@ -75,30 +75,31 @@ class Window(ConsumerRebalanceListener):  # type: ignore[misc]
             heartbeat_interval_ms=int(self._session_seconds * 300),
             # The default is the session timeout: a drain longer than that would be answered with a lost partition.
             rebalance_timeout_ms=int((self._rebalance_drain + 20) * 1000),
+            metadata_max_age_ms=METADATA_MS,
         )
-        self._admin: Any = AIOKafkaAdminClient(bootstrap_servers=self._cluster.bootstrap)
         try:
-            await self._admin.start()
+            await self._positions.start(lambda: self._consumer)
             self._consumer.subscribe([self._topic], listener=self)
             await self._consumer.start()
         except BaseException:
             # What it began is not left half open: it is begun anew, by another window.
             await self._consumer.stop()
-            await self._admin.close()
+            await self._positions.stop()
             raise
-        self._loops = [asyncio.create_task(self._guarded(loop)) for loop in (self._feed, self._commits)]
+        loops = (self._feed, self._commits, self._watch)
+        self._loops = [asyncio.create_task(self._guarded(loop)) for loop in loops]
 
     async def stop(self) -> None:
         """Take nothing new, let what is in flight finish, hand back what does not, and say how far it came."""
-        feed, commits = self._loops
+        feed, commits, watch = self._loops
         await ended([feed])
         if self._tasks:
             await asyncio.wait(list(self._tasks), timeout=self._drain_seconds)
-        await ended([commits, *self._tasks])
+        await ended([commits, watch, *self._tasks])
         with suppress(KafkaError):
-            await self._commit()
+            await self._positions.commit()
         await self._consumer.stop()
-        await self._admin.close()
+        await self._positions.stop()
 
     @property
     def in_flight(self) -> int:
@@ -110,7 +111,7 @@ class Window(ConsumerRebalanceListener):  # type: ignore[misc]
             return "waiting for an assignment"
         if time.monotonic() - self._beat > 30:
             return "the consume loop has not turned for 30 s"
-        return None
+        return await self._positions.unwell()
 
     # What the group coordinator tells. While it tells, nothing is taken.
 
@@ -120,30 +121,17 @@ class Window(ConsumerRebalanceListener):  # type: ignore[misc]
         if self._tasks and self._rebalance_drain:
             await asyncio.wait(list(self._tasks), timeout=self._rebalance_drain)
         with suppress(KafkaError):
-            await self._commit()
+            await self._positions.commit()
 
     async def on_partitions_assigned(self, assigned: Collection[TopicPartition]) -> None:
         """Partitions that come back keep their jobs; jobs of lost ones run on: their outcome is as good as any."""
-        notes = await self._notes(assigned) if set(assigned) - set(self._progress) else {}
-        kept = {tp: p for tp, p in self._progress.items() if tp in assigned}
-        self._progress = {tp: kept.get(tp) or Progress(notes.get(tp, ())) for tp in assigned}
-        self._committed = {tp: c for tp, c in self._committed.items() if tp in kept}
-        self._held.clear()
-        for tp, progress in kept.items():
-            if progress.position is not None:
-                self._consumer.seek(tp, progress.position)
-        self._generation += 1
-        self._moving = False
-        log.info("%s: %d partitions of %s", self._service, len(assigned), self._topic)
-
-    async def _notes(self, partitions: Collection[TopicPartition]) -> dict[TopicPartition, set[int]]:
-        """`consumer.committed()` does not return the metadata, so the admin client is asked."""
         try:
-            found = await self._admin.list_consumer_group_offsets(self._cluster.group(self._service))
-        except KafkaError as e:
-            log.warning("%s: commits could not be read (%s): finished jobs may be repeated", self._service, e)
-            return {}
-        return {tp: remembered(o.offset, o.metadata) for tp, o in found.items() if tp in partitions}
+            await self._positions.assigned(assigned)
+        finally:
+            self._held.clear()
+            self._generation += 1
+            self._moving = False
+        log.info("%s: %d partitions of %s", self._service, len(assigned), self._topic)
 
     # Taking jobs.
 
@@ -152,6 +140,8 @@ class Window(ConsumerRebalanceListener):  # type: ignore[misc]
         while True:
             self._beat = time.monotonic()
             if self._moving:
+                # What went wrong in the group waits until it is asked for, and the group with it.
+                self._consumer._coordinator.check_errors()
                 await asyncio.sleep(0.02)
             elif (free := self.slots - len(self._tasks)) > 0:
                 if starving_since is not None:
@@ -165,13 +155,13 @@ class Window(ConsumerRebalanceListener):  # type: ignore[misc]
 
     async def _round(self, free: int) -> int:
         """A share from each partition in turn: one getmany over all would drain the first one first."""
-        partitions = [tp for tp in self._progress if self._may_take(tp)]
+        partitions = [tp for tp in self._positions.progress if self._may_take(tp)]
         self._turn += 1
         start, taken = self._turn % max(1, len(partitions)), 0
         for tp in partitions[start:] + partitions[:start]:
             if taken >= free or self._moving:
                 break
-            room = self._span - self._progress[tp].span
+            room = self._span - self._positions.progress[tp].span
             share = min(free - taken, room, max(1, math.ceil(free / len(partitions))))
             taken += await self._take(tp, share)
         return taken
@@ -192,8 +182,13 @@ class Window(ConsumerRebalanceListener):  # type: ignore[misc]
         records = [r for batch in got.values() for r in batch]
         for record in records:
             owner = TopicPartition(record.topic, record.partition)
-            if self._progress[owner].take(record.offset):
-                task = asyncio.create_task(self._one(record, self._progress[owner]))
+            progress = self._positions.progress[owner]
+            if not progress.take(record.offset):
+                continue
+            if why := self._puzzling(record):
+                self._positions.put_off(record, why)
+            else:
+                task = asyncio.create_task(self._one(record, progress))
                 self._tasks[task] = time.monotonic()
                 task.add_done_callback(self._ended)
         return len(records)
@@ -210,7 +205,7 @@ class Window(ConsumerRebalanceListener):  # type: ignore[misc]
 
     def _may_take(self, tp: TopicPartition) -> bool:
         """A partition that ran far ahead of its oldest job is paused: repeats and memory stay bounded."""
-        span = self._progress[tp].span
+        span = self._positions.progress[tp].span
         if tp in self._held and span <= self._span // 2:
             self._held.discard(tp)
             self._consumer.resume(tp)
@@ -224,13 +219,13 @@ class Window(ConsumerRebalanceListener):  # type: ignore[misc]
         self._freed.clear()
         if starving and not self._moving:
             with suppress(IllegalStateError):
-                self._consumer.pause(*self._progress)
+                self._consumer.pause(*self._positions.progress)
                 await self._consumer.getmany(timeout_ms=0)
         await rung(self._freed, 1.0)
 
     def _resume(self) -> None:
         with suppress(IllegalStateError):
-            self._consumer.resume(*(tp for tp in self._progress if tp not in self._held))
+            self._consumer.resume(*(tp for tp in self._positions.progress if tp not in self._held))
 
     # Saying how far it came.
 
@@ -240,28 +235,24 @@ class Window(ConsumerRebalanceListener):  # type: ignore[misc]
             self._tell()
             if not self._moving:
                 try:
-                    await self._commit()
+                    await self._positions.commit()
                 except KafkaError as e:
                     log.warning("%s: commit failed, the next one says it all: %r", self._service, e)
 
-    async def _commit(self) -> None:
-        fresh: dict[TopicPartition, tuple[int, str]] = {}
-        for tp, progress in self._progress.items():
-            if (low := progress.watermark) is not None:
-                said = (low, progress.note())
-                if self._committed.get(tp) != said:
-                    fresh[tp] = said
-        if not fresh:
-            return
-        try:
-            await self._consumer.commit({tp: OffsetAndMetadata(*said) for tp, said in fresh.items()})
-        except (CommitFailedError, IllegalStateError):
-            return  # the partitions are on the move; their next owner repeats what is not committed
-        self._committed.update(fresh)
+    async def _watch(self) -> None:
+        """What is delivered across a new beginning is dropped, as across a rebalance."""
+        while True:
+            await asyncio.sleep(LOOK_EVERY)
+            if not self._moving and (lost := await self._positions.look()):
+                self._generation += 1
+                self._held -= lost
+                self._resume()
 
     def _tell(self) -> None:
         telemetry.IN_FLIGHT.labels(service=self._service).set(len(self._tasks))
-        telemetry.SPAN.labels(service=self._service).set(max((p.span for p in self._progress.values()), default=0))
+        telemetry.SPAN.labels(service=self._service).set(
+            max((p.span for p in self._positions.progress.values()), default=0)
+        )
         oldest = min(self._tasks.values(), default=time.monotonic())
         telemetry.OLDEST.labels(service=self._service).set(time.monotonic() - oldest)
 

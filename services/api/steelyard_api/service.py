@@ -11,6 +11,7 @@ from steelyard.service import Service
 from steelyard.store.database import Database
 from steelyard.store.outbox import Relay
 from steelyard.tasks import ended
+from steelyard.topics import Topics
 from steelyard_api.runs import announce
 
 log = logging.getLogger(__name__)
@@ -34,15 +35,20 @@ async def relaying(cluster: Cluster, database: Database) -> AsyncIterator[None]:
 
 async def _relay(cluster: Cluster, database: Database) -> None:
     publisher = Publisher(cluster)
-    while True:
-        try:
-            await publisher.start()
-            break
-        except Exception as e:
-            log.warning("api: waiting for Kafka: %s", reason(e))
-            await publisher.stop()
-            await asyncio.sleep(1.0)
+    topics = Topics(cluster, publisher.renew)
+    await _started(publisher)
     try:
+        await _started(topics)
         await Relay(database).run(publisher)
     finally:
+        await topics.stop()
         await publisher.stop()
+
+
+async def _started(part: Publisher | Topics) -> None:
+    while True:
+        try:
+            return await part.start()
+        except Exception as e:
+            log.warning("api: waiting for Kafka: %s", reason(e))
+            await asyncio.sleep(1.0)

@@ -119,11 +119,12 @@ class Dispatcher:
             made = jobs(demand, pairs, probe)
             try:
                 async with asyncio.timeout(PRODUCE_SECONDS):
+                    incarnation = await self._readers.recent_incarnation()
                     places = await publish(made)
             except TimeoutError as e:
                 raise Later(f"Kafka took no jobs within {PRODUCE_SECONDS:.0f} s") from e
             where = {job.trace_id: (p.partition, p.offset) for job, p in zip(made, places, strict=True)}
-            await ledger.dispatched(tx, demand.run_id, pairs, [where[p.trace_id] for p in pairs])
+            await ledger.dispatched(tx, demand.run_id, pairs, [where[p.trace_id] for p in pairs], incarnation)
             return len(pairs)
 
 

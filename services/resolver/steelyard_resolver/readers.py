@@ -2,6 +2,7 @@
 
 import time
 from contextlib import suppress
+from uuid import UUID, uuid5
 
 from aiokafka.errors import KafkaError
 
@@ -17,6 +18,8 @@ class SharedReaders:
     def __init__(self, cluster: Cluster, slots_of_a_judge: int) -> None:
         self._readers, self._slots_of_a_judge = Readers(cluster), slots_of_a_judge
         self._judges, self._looked = 1, float("-inf")
+        self._incarnation: UUID | None = None
+        self._incarnation_at = float("-inf")
 
     async def start(self) -> None:
         await self._readers.start()
@@ -33,6 +36,19 @@ class SharedReaders:
             with suppress(KafkaError):
                 self._judges = await self._readers.members("judge") or self._judges
         return self._judges * self._slots_of_a_judge
+
+    async def incarnation(self) -> UUID:
+        """Of a job's whole way, there and back: who lost either topic lost the job or its outcome."""
+        jobs = await self._readers.incarnation(TraceJob.topic)
+        self._incarnation = uuid5(jobs, (await self._readers.incarnation(TraceScored.topic)).hex)
+        self._incarnation_at = time.monotonic()
+        return self._incarnation
+
+    async def recent_incarnation(self) -> UUID:
+        """One that is over already has its jobs sent once more, and loses none."""
+        if self._incarnation is None or time.monotonic() - self._incarnation_at > LOOK_EVERY:
+            return await self.incarnation()
+        return self._incarnation
 
     async def consumed_jobs(self) -> dict[int, int]:
         return await self._readers.committed("judge", TraceJob.topic, TraceJob.partitions)

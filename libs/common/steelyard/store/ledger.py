@@ -153,10 +153,14 @@ def _above(mark: Watermark | None) -> dict[str, Any]:
     return {"owed_at": mark.owed[0], "owed_trace": mark.owed[1], "sent_at": mark.sent}
 
 
-async def dispatched(tx: Tx, run_id: UUID, pairs: Sequence[Taken], places: Sequence[tuple[int, int]]) -> None:
-    """In the transaction that locked them, after the broker acknowledged: a crash before this repeats the jobs."""
+async def dispatched(
+    tx: Tx, run_id: UUID, pairs: Sequence[Taken], places: Sequence[tuple[int, int]], incarnation: UUID
+) -> None:
+    """In the transaction that locked them, after the broker acknowledged: a crash before this repeats the jobs. A place
+    means something in one incarnation of the topics."""
     given = {
         "run": run_id,
+        "incarnation": incarnation,
         "traces": [p.trace_id for p in pairs],
         "metrics": [p.metric for p in pairs],
         "partitions": [partition for partition, _ in places],
@@ -166,24 +170,34 @@ async def dispatched(tx: Tx, run_id: UUID, pairs: Sequence[Taken], places: Seque
 
 
 async def overdue(
-    tx: Tx, before: datetime, consumed: Mapping[int, int], lost: Mapping[int, tuple[int, int]], page: int = 1000
+    tx: Tx, before: datetime, consumed: Mapping[int, int], counted_from: datetime | None = None, page: int = 1000
 ) -> tuple[int, list[PairState]]:
-    """Back to owed: pairs whose job the judges had read, or the broker lost, without an outcome.
-
-    `consumed` is the judges' committed offset of each partition; `lost` its first and its end offset now.
-    Returns how many went back, and those that were sent too often.
+    """Back to owed: pairs whose job the judges had read without an outcome. `consumed` is the judges' committed offset of
+    each partition; what was sent before `counted_from` does not count. Returns how many went back, and those that were
+    sent too often.
     """
-    partitions = sorted(set(consumed) | set(lost))
-    given = {
-        "before": before,
-        "partitions": partitions,
-        "consumed": [consumed.get(p, 0) for p in partitions],
-        "firsts": [lost.get(p, (0, 2**62))[0] for p in partitions],
-        "ends": [lost.get(p, (0, 2**62))[1] for p in partitions],
-        "page": page,
-    }
+    partitions = sorted(consumed)
+    given = {"before": before, "partitions": partitions, "consumed": [consumed[p] for p in partitions], "page": page}
+    given["counted_from"] = counted_from
     back = (await tx.execute(_OVERDUE, given)).rowcount
     return back, [state(r) for r in await tx.execute(_UNDELIVERABLE, {"page": page})]
+
+
+async def lost(
+    tx: Tx, before: datetime, incarnation: UUID, bounds: Mapping[int, tuple[int, int]], page: int = 1000
+) -> int:
+    """Back to owed, and not counted: pairs whose job or whose outcome's way the broker lost. `bounds` are the first and the
+    end offset of each partition, asked after `before`; a job of another incarnation is gone wherever it was."""
+    partitions = sorted(bounds)
+    given = {
+        "before": before,
+        "incarnation": incarnation,
+        "partitions": partitions,
+        "firsts": [bounds[p][0] for p in partitions],
+        "ends": [bounds[p][1] for p in partitions],
+        "page": page,
+    }
+    return (await tx.execute(_LOST, given)).rowcount
 
 
 async def oldest_dispatch(tx: Tx) -> tuple[datetime, datetime] | None:
@@ -315,7 +329,7 @@ _TAKE_PROBE = text(
 _DISPATCHED = text(
     """
     UPDATE pairs p SET status = 'dispatched', dispatch_no = p.dispatch_no + 1, dispatched_at = clock_timestamp(),
-        job_partition = d.partition, job_offset = d.offset
+        job_partition = d.partition, job_offset = d.offset, job_incarnation = :incarnation
     FROM unnest(
         CAST(:traces AS uuid[]), CAST(:metrics AS text[]), CAST(:partitions AS int[]), CAST(:offsets AS bigint[])
     ) AS d (trace_id, metric, partition, "offset")
@@ -329,15 +343,28 @@ _OVERDUE = text(
     """
     WITH late AS (
         SELECT p.run_id, p.trace_id, p.metric FROM pairs p
-        JOIN unnest(
-            CAST(:partitions AS int[]), CAST(:consumed AS bigint[]), CAST(:firsts AS bigint[]), CAST(:ends AS bigint[])
-        ) AS k (partition, consumed, first, "end") ON k.partition = p.job_partition
-        WHERE p.status = 'dispatched' AND p.dispatched_at < :before
-            AND (p.job_offset < k.consumed OR p.job_offset < k.first OR p.job_offset >= k."end")
+        JOIN unnest(CAST(:partitions AS int[]), CAST(:consumed AS bigint[])) AS k (partition, consumed)
+            ON k.partition = p.job_partition
+        WHERE p.status = 'dispatched' AND p.dispatched_at < :before AND p.job_offset < k.consumed
         ORDER BY p.run_id, p.trace_id, p.metric LIMIT :page FOR UPDATE OF p SKIP LOCKED
     )
-    UPDATE pairs p SET status = 'owed', available_at = now(), redispatches = redispatches + 1
+    UPDATE pairs p SET status = 'owed', available_at = now(),
+        redispatches = redispatches + (dispatched_at >= coalesce(CAST(:counted_from AS timestamptz), '-infinity'))::int
     FROM late WHERE p.run_id = late.run_id AND p.trace_id = late.trace_id AND p.metric = late.metric
+    """
+)
+_LOST = text(
+    """
+    WITH gone AS (
+        SELECT p.run_id, p.trace_id, p.metric FROM pairs p
+        JOIN unnest(CAST(:partitions AS int[]), CAST(:firsts AS bigint[]), CAST(:ends AS bigint[]))
+            AS k (partition, first, "end") ON k.partition = p.job_partition
+        WHERE p.status = 'dispatched' AND p.dispatched_at < :before
+            AND (p.job_incarnation <> :incarnation OR p.job_offset < k.first OR p.job_offset >= k."end")
+        ORDER BY p.run_id, p.trace_id, p.metric LIMIT :page FOR UPDATE OF p SKIP LOCKED
+    )
+    UPDATE pairs p SET status = 'owed', available_at = now()
+    FROM gone WHERE p.run_id = gone.run_id AND p.trace_id = gone.trace_id AND p.metric = gone.metric
     """
 )
 # The number is MOST_REDISPATCHES, written out because the partial index is.

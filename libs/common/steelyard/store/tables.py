@@ -390,6 +390,7 @@ class Pair(SQLModel, table=True):
     redispatches: int = _count()
     job_partition: int | None = None
     job_offset: int | None = Field(default=None, sa_column=Column(BigInteger, nullable=True))
+    job_incarnation: UUID | None = None
     settled_at: datetime | None = _when(nullable=True)
     place: int | None = None
     value: float | None = None
