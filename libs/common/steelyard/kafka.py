@@ -14,8 +14,11 @@ from aiokafka.errors import (
     KafkaError,
     OutOfOrderSequenceNumber,
     ProducerFenced,
+    UnknownMemberIdError,
     UnknownProducerId,
+    for_code,
 )
+from aiokafka.protocol.group import LeaveGroupRequest
 from aiokafka.structs import RecordMetadata
 
 from steelyard import telemetry
@@ -255,6 +258,19 @@ class Readers:
         """Members of the service's group, 0 also while the group rebalances and has none settled."""
         answers = await self._admin.describe_consumer_groups([self._cluster.group(service)])
         return sum(len(group[5]) for answer in answers for group in answer.groups)
+
+    async def identities(self, service: str) -> dict[str, str]:
+        """What each member of the service's group calls itself, by the id that the broker gave it."""
+        answers = await self._admin.describe_consumer_groups([self._cluster.group(service)])
+        return {m[0]: m[1] for answer in answers for group in answer.groups for m in group[5]}
+
+    async def evict(self, service: str, member: str) -> None:
+        """Leaves the group in the name of a member that cannot do so any more: the others share its partitions at once."""
+        group = self._cluster.group(service)
+        coordinator = await self._admin.find_coordinator(group)
+        answer = await self._admin._send_request(LeaveGroupRequest(group, member), coordinator)
+        if answer.error_code not in (0, UnknownMemberIdError.errno):
+            raise for_code(answer.error_code)(f"member {member} of {group} could not be evicted")
 
     async def committed(self, service: str, topic: str, partitions: int) -> dict[int, int]:
         """What names another incarnation of the topic, or lies beyond the end of its log, is not believed."""

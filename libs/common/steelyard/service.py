@@ -79,6 +79,8 @@ class Service:
     """A list of handlers, and what they need. Nothing runs before `run`."""
 
     name: str
+    # What its members of a group are called by, beside the service's name: whoever sees that it died evicts them.
+    identity: str | None = None
     flows: list[Flow] = field(default_factory=list)
     parts: list[Part] = field(default_factory=list)
     _handlers: dict[str, tuple[Handler, Flow]] = field(default_factory=dict)
@@ -306,6 +308,7 @@ class _Running:
             rebalance_drain_seconds=self._settings.rebalance_drain_seconds,
             session_seconds=self._settings.kafka_session_seconds,
             puzzling=delivery.puzzling,
+            client_id=f"{self._service.name}-{self._service.identity or os.getpid()}",
         )
         self._spawn(_raised(window.failure))
         return window

@@ -47,12 +47,14 @@ class Window(ConsumerRebalanceListener):  # type: ignore[misc]
         session_seconds: float = 10.0,
         max_poll_seconds: float = 300.0,
         puzzling: Callable[[Any], str | None] = lambda record: None,
+        client_id: str = "steelyard",
     ) -> None:
         self.slots, self.failure = slots, asyncio.get_running_loop().create_future()
         self._cluster, self._topic, self._service, self._work = cluster, cluster.topic(topic), service, work
         self._span, self._commit_seconds, self._drain_seconds = span, commit_seconds, drain_seconds
         self._rebalance_drain, self._starve_seconds = rebalance_drain_seconds, starve_seconds
         self._session_seconds, self._max_poll_seconds = session_seconds, max_poll_seconds
+        self._client_id = client_id
         self._positions, self._puzzling = Positions(cluster, topic, service), puzzling
         self._held: set[TopicPartition] = set()
         self._tasks: dict[asyncio.Task[None], float] = {}
@@ -67,6 +69,7 @@ class Window(ConsumerRebalanceListener):  # type: ignore[misc]
         self._consumer: Any = AIOKafkaConsumer(
             bootstrap_servers=self._cluster.bootstrap,
             group_id=self._cluster.group(self._service),
+            client_id=self._client_id,
             enable_auto_commit=False,  # the default commits what is still in flight, and a crash loses it
             auto_offset_reset="earliest",
             fetch_max_wait_ms=FETCH_WAIT_MS,

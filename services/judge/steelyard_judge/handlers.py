@@ -16,6 +16,7 @@ from steelyard.metrics.judging import NotScored, Score
 from steelyard.runs import GONE
 from steelyard.service import Publish, Service
 from steelyard.store.database import Database, reason, temporary
+from steelyard.store.presence import Presence
 from steelyard.tasks import ended
 from steelyard.traces import Trace
 from steelyard_judge.gates import Gates
@@ -37,9 +38,10 @@ def judge(
     clock: Clock = utc_now,
 ) -> Service:
     """Writes nothing but events: what was decided becomes true in the aggregator."""
-    service = Service("judge")
+    presence = Presence(database.url)
+    service = Service("judge", identity=str(presence.incarnation))
     shared = gates or Gates()
-    service.parts.append(database)
+    service.parts += [database, presence]
     lookup = Lookup(database)
     conversations = asyncio.Semaphore(slots)
     under_way: dict[tuple[UUID, UUID, str], asyncio.Event] = {}

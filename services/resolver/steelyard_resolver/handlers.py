@@ -13,6 +13,7 @@ from steelyard.store.ledger import REFILL
 from steelyard.store.outbox import Outbox
 from steelyard_resolver.closings import Closings
 from steelyard_resolver.dispatch import Dispatcher
+from steelyard_resolver.evicting import Evictor
 from steelyard_resolver.expand import BACKOFF_SECONDS, Expander
 from steelyard_resolver.overdue import Overdue
 from steelyard_resolver.readers import SharedReaders
@@ -30,6 +31,7 @@ def resolver(
     expander = Expander(database, backoff=backoff)
     closings = Closings()
     dispatcher = Dispatcher(database, readers, closings)
+    evictor = Evictor(database, readers)
     late = Overdue(database, readers, settings.redispatch_seconds)
 
     @service.on
@@ -65,6 +67,12 @@ def resolver(
         await late.release_again(outbox)
         if await late.turn(publish):
             room.set()
+        return False
+
+    @service.loop(every=0.5)
+    async def evict_dead_judges() -> bool:
+        """Their jobs go to the others at once."""
+        await evictor.turn()
         return False
 
     return service

@@ -1,5 +1,6 @@
 """What the resolver asks the broker: how many judges are alive, and how far the groups have read."""
 
+import re
 import time
 from contextlib import suppress
 from uuid import UUID, uuid5
@@ -10,6 +11,7 @@ from steelyard.events import TraceJob, TraceScored
 from steelyard.kafka import Cluster, Readers
 
 LOOK_EVERY = 2.0
+NAMED = re.compile(r"judge-[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 
 class SharedReaders:
@@ -36,6 +38,14 @@ class SharedReaders:
             with suppress(KafkaError):
                 self._judges = await self._readers.members("judge") or self._judges
         return self._judges * self._slots_of_a_judge
+
+    async def judges(self) -> dict[UUID, str]:
+        """The members of the judges' group by the incarnation that each names itself after."""
+        named = await self._readers.identities("judge")
+        return {UUID(name[-36:]): member for member, name in named.items() if NAMED.fullmatch(name)}
+
+    async def evict_judge(self, member: str) -> None:
+        await self._readers.evict("judge", member)
 
     async def incarnation(self) -> UUID:
         """Of a job's whole way, there and back: who lost either topic lost the job or its outcome."""
