@@ -1,6 +1,7 @@
 """A judge that is killed: who takes its jobs, and when."""
 
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from uuid import UUID
 
 import pytest
@@ -8,7 +9,7 @@ import pytest
 from addresses import Urls
 from eventually import eventually
 from steelyard.kafka import Cluster, Readers
-from steelyard.store.database import Database
+from steelyard.store.database import Database, Tx
 from steelyard.store.presence import Presence, absent
 from steelyard_resolver.evicting import Evictor
 from system import System
@@ -40,11 +41,24 @@ async def test_the_jobs_of_a_killed_judge_do_not_wait_for_the_end_of_its_session
     async def evicted() -> bool:
         return len(await readers.identities("judge")) == 1
 
-    await eventually(evicted, "the dead member is out of its group", SESSION_SECONDS / 2)
+    await eventually(evicted, "the dead member is out of its group", SESSION_SECONDS - 20)
     assert len(before) == 2 and (await readers.identities("judge")).items() <= before.items()
-    run = await system.done(run_id, SESSION_SECONDS / 2)
+    run = await system.done(run_id)
     assert (run["evaluated_count"], run["failed_count"]) == (60, 0)
     assert len(await system.rows("SELECT 1 FROM trace_scores")) == 180
+
+
+class Flaky(Database):
+    """A database that is away when a test says so."""
+
+    away = False
+
+    @asynccontextmanager
+    async def begin(self, project: UUID | None = None) -> AsyncIterator[Tx]:
+        if self.away:
+            raise ConnectionRefusedError("away")
+        async with super().begin(project) as tx:
+            yield tx
 
 
 class Group:
@@ -100,8 +114,8 @@ async def test_a_judge_is_evicted_when_its_lock_is_gone_for_a_while_and_not_befo
 async def test_while_the_database_is_away_nobody_is_taken_for_dead(database: Database, urls: Urls) -> None:
     now = [0.0]
     judge = Presence(urls.worker)
-    evictor = Evictor(database, Group(judge), grace_seconds=1.0, clock=lambda: now[0])
-    away = Database("postgresql://nobody@127.0.0.1:1/none", pool=2)
+    flaky = Flaky(urls.worker, pool=2)
+    evictor = Evictor(flaky, Group(judge), grace_seconds=1.0, clock=lambda: now[0])
     await judge.start()
 
     async def there() -> bool:
@@ -111,10 +125,10 @@ async def test_while_the_database_is_away_nobody_is_taken_for_dead(database: Dat
     await eventually(there, "it holds its lock")
     await evictor.turn()
     await judge.stop()
-    evictor._database = away
-    with pytest.raises(OSError):
+    flaky.away = True
+    with pytest.raises(ConnectionError):
         await evictor.turn()
-    evictor._database = database
+    flaky.away = False
     now[0] = 99.0
     assert await evictor.turn() == 0
-    await away.stop()
+    await flaky.stop()

@@ -49,6 +49,7 @@ class Batches(ConsumerRebalanceListener):  # type: ignore[misc]
             self._busy = False
         for record, progress in fresh:
             progress.finish(record.offset)
+        self._positions.bound()
         await self._commit()
 
     async def watch(self) -> None:

@@ -53,19 +53,16 @@ class Limit:
 class Delivery:
     """Handlers may be repeated at any time; what they must not be is skipped."""
 
-    def __init__(self, service: str, topic: str, post: Post, limit: Limit | None = None) -> None:
-        self._service, self._topic, self._post = service, topic, post
+    def __init__(
+        self, service: str, topic: str, post: Post, limit: Limit | None = None, set_aside: bool = False
+    ) -> None:
+        self._service, self._topic, self._post, self._set_aside = service, topic, post, set_aside
         self._limit = limit or Limit()
 
     def puzzling(self, record: Any) -> str | None:
-        """Why this version does not understand the record; it is not handed in, and waits for another version."""
-        try:
-            decode(record.value)
-        except Later as e:
-            return str(e)
-        except Never:
-            return None
-        return None
+        """Why this version does not understand the record; it is not handed in, and waits for another version. Where such
+        ones are set aside, it is handed in, and is a dead letter."""
+        return None if self._set_aside else _unknown(record.value)
 
     async def one(self, record: Any, handler: Handler) -> None:
         """Returns when the record's offset may move. Raises only MostlyFailing, and when cancelled."""
@@ -113,6 +110,9 @@ class Delivery:
                 await self._patiently(partial(self._post.publish, events), name)
 
     async def _decoded(self, record: Any) -> Event | None:
+        if self._set_aside and (why := _unknown(record.value)):
+            await self._aside(record, why)
+            return None
         found: list[Event] = []
 
         async def attempt() -> None:
@@ -124,6 +124,12 @@ class Delivery:
             await self._bury(record, "unreadable", e)
             return None
         return found[0]
+
+    async def _aside(self, record: Any, why: str) -> None:
+        """On purpose, so it is no sign of a broken service."""
+        log.warning("%s: the message at offset %d is set aside: %s", self._service, record.offset, why)
+        telemetry.HANDLED.labels(service=self._service, event="unknown", outcome="dead").inc()
+        await self._patiently(lambda: self._post.bury(self._topic, record, why, self._service), "unknown")
 
     async def _patiently(self, attempt: Callable[[], Awaitable[Any]], name: str) -> None:
         """A dependency that is away is waited for, here, with the offset where it is."""
@@ -177,6 +183,16 @@ async def _outputs(result: Any) -> AsyncGenerator[Sequence[Event], None]:
     events = list(result or ())
     if events:
         yield events
+
+
+def _unknown(value: bytes) -> str | None:
+    try:
+        decode(value)
+    except Later as e:
+        return str(e)
+    except Never:
+        return None
+    return None
 
 
 def _waits(error: Exception) -> bool:

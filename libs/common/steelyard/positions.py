@@ -35,10 +35,10 @@ class Positions:
     """Offsets belong to an incarnation of the topic: those of another one, and those beyond the end of a log that
     shrank, are forgotten, and the log is read from its beginning. What is read twice has no effect."""
 
-    def __init__(self, cluster: Cluster, topic: str, service: str) -> None:
+    def __init__(self, cluster: Cluster, topic: str, service: str, clock: Callable[[], float] = time.monotonic) -> None:
         self.progress: dict[TopicPartition, Progress] = {}
         self._cluster, self._topic, self._service = cluster, cluster.topic(topic), service
-        self._count = topics()[topic]
+        self._count, self._clock = topics()[topic], clock
         self._group = cluster.group(service)
         self._incarnation: UUID | None = None
         self._committed: dict[TopicPartition, tuple[int, str]] = {}
@@ -138,14 +138,21 @@ class Positions:
         self._committed.pop(tp, None)
         with suppress(IllegalStateError):
             self._consumer.seek(tp, 0)
+            self._consumer.resume(tp)
 
     def put_off(self, record: Any, why: str) -> None:
         """A record that this version does not understand stays unfinished: no commit passes it, a later version takes it
         up, and what comes after it in its partition goes on, as far as a note about that has room."""
         tp = TopicPartition(record.topic, record.partition)
-        self._put_off[tp, record.offset] = time.monotonic(), why
+        self._put_off[tp, record.offset] = self._clock(), why
         log.warning("%s: %s at offset %d waits for another version: %s", self._service, tp, record.offset, why)
         self._tell()
+
+    def bound(self) -> None:
+        """A partition that is as far ahead of a record that was put off as a note has room for waits, and it alone."""
+        if far := [tp for tp, progress in self.progress.items() if progress.span >= MOST_AHEAD]:
+            with suppress(IllegalStateError):
+                self._consumer.pause(*far)
 
     def _forget(self, partitions: Collection[TopicPartition]) -> None:
         self._put_off = {(tp, o): put for (tp, o), put in self._put_off.items() if tp not in partitions}
@@ -173,7 +180,7 @@ class Positions:
         """Ready is a service each of whose partitions has an owner, whoever that is, and which really fetches its own. Who
         is busy with a batch fetches the next one later."""
         for (tp, offset), (since, why) in self._put_off.items():
-            if time.monotonic() - since > PUZZLED_SECONDS:
+            if self._clock() - since > PUZZLED_SECONDS:
                 return f"{tp.topic} {tp.partition} waits at offset {offset} for another version: {why}"
         if orphans := await self._orphans():
             return f"no member of the group reads {self._topic} {', '.join(map(str, sorted(orphans)))}"

@@ -255,7 +255,7 @@ class _Running:
         self._started.append(broker.stop)
 
     async def _subscribe(self, broker: KafkaBroker, topic: str, handler: Handler, flow: Flow) -> Batches:
-        delivery = Delivery(self._service.name, topic, self._publisher)
+        delivery = self._delivery(topic)
         positions = Positions(self._cluster, topic, self._service.name)
 
         async def work(records: Sequence[Any]) -> None:
@@ -295,9 +295,12 @@ class _Running:
         await batches.start(lambda: subscriber.consumer)
         return batches
 
+    def _delivery(self, topic: str) -> Delivery:
+        return Delivery(self._service.name, topic, self._publisher, set_aside=self._settings.set_aside_unknown)
+
     def _window(self, handler: Handler, flow: Flow, slots: int) -> Window:
         topic = _topic(flow)
-        delivery = Delivery(self._service.name, topic, self._publisher)
+        delivery = self._delivery(topic)
         window = Window(
             self._cluster,
             topic,

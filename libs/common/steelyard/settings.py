@@ -50,6 +50,11 @@ class Settings(BaseSettings):
     log_format: str = Field("text", description="text for people, json for collectors")
     otel_exporter_otlp_endpoint: str | None = Field(None, description="where spans go; none are made without it")
 
+    set_aside_unknown: bool = Field(
+        False,
+        description="messages of an unknown kind or a newer version go to the dead letters instead of waiting for an upgrade",
+    )
+
     drain_seconds: float = Field(25.0, gt=0, description="how long a stopping process lets work in flight finish")
     rebalance_drain_seconds: float = Field(
         5.0, ge=0, description="how long jobs in flight may finish before their partition moves to another judge"
