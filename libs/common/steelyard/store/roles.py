@@ -23,10 +23,11 @@ BOTH = {
     "tcp_user_timeout": "20000",
 }
 SETTINGS = {
+    # The limit of a whole transaction catches who stands still while a statement is prepared: that is not called idle.
     # A request that waits for somebody's lock gives its connection back in time: it is answered with a 503 and repeated.
-    API: {"lock_timeout": "8s", "statement_timeout": "1min", **BOTH},
+    API: {"lock_timeout": "8s", "statement_timeout": "1min", "transaction_timeout": "2min", **BOTH},
     # What works in pages takes seconds. Only finding what a run means may take minutes.
-    WORKER: {"lock_timeout": "10s", "statement_timeout": "10min", **BOTH},
+    WORKER: {"lock_timeout": "10s", "statement_timeout": "10min", "transaction_timeout": "15min", **BOTH},
 }
 ATTRIBUTES = {"rolcanlogin": "LOGIN", "rolsuper": "NOSUPERUSER", "rolbypassrls": "NOBYPASSRLS"}
 ATTRIBUTES |= {"rolcreatedb": "NOCREATEDB", "rolcreaterole": "NOCREATEROLE"}
