@@ -80,7 +80,8 @@ class Following:
             self._incarnation = current or self._incarnation
 
     async def _catch_up(self) -> None:
-        if self._topic not in await self._consumer.topics():
+        # Of this topic alone: what aiokafka's topics() asks for is every topic and partition of the cluster.
+        if self._topic not in await incarnations(self._consumer._client, [self._topic]):
             raise Later(f"there is no topic {self._topic} yet: python -m steelyard.topics makes it")
         await self._look()
         assigned = [TopicPartition(self._topic, p) for p in range(self._partitions)]
