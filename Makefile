@@ -38,6 +38,10 @@ test: install ## the tests, on a real Kafka and a real Postgres
 test-faults: install ## the longer suites that kill processes in the middle of their work
 	@$(PYTEST) -m "faults and not soak" $(ARGS)
 
+.PHONY: test-all
+test-all: install ## both in one session, as .ci/run has them
+	@$(PYTEST) -m "not soak" $(ARGS)
+
 .PHONY: soak
 soak: install ## full-size checks that take many minutes; ARGS="-k judge" for one of them
 	@$(PY) -m pytest -m soak $(ARGS)

@@ -32,6 +32,11 @@ def pytest_configure_node(node: Any) -> None:
     node.workerinput["servers"] = config.stash[SHARED]
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest first: one that began last would be waited for alone."""
+    items.sort(key=lambda item: "faults" not in item.keywords)
+
+
 @pytest.fixture(scope="session")
 def shared(request: pytest.FixtureRequest) -> Servers | None:
     return getattr(request.config, "workerinput", {}).get("servers")
