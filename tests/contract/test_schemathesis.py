@@ -17,7 +17,9 @@ from steelyard.store import access
 from steelyard.store.database import Database
 from steelyard_api.app import api
 
-EXAMPLES, SECONDS = 12, 150
+EXAMPLES = 12
+# Minutes, and several times as many where the machine is busy with other things: it says when its program hangs, and no more.
+PATIENCE = 1800
 HOOKS = Path(__file__).parents[1] / "schemathesis_hooks.py"
 CONFIG = """
 # A 400 is for requests that make sense and cannot be done (contract/README.md: unknown metric, no trace matches, sampling
@@ -97,6 +99,6 @@ async def test_every_answer_is_as_described(address: str, api_database: Database
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
     )
-    async with asyncio.timeout(SECONDS * 2):
+    async with asyncio.timeout(PATIENCE):
         said, _ = await asking.communicate()
     assert asking.returncode == 0, said.decode()
