@@ -130,8 +130,8 @@ NAIVE = text(
     """
     SELECT project_id, session_id, count(*), count(*) FILTER (WHERE status = 'ERROR'), min(started_at), max(started_at),
         max(coalesce(ended_at, started_at)),
-        (SELECT sum(extract(epoch FROM x.ended_at - x.started_at) * 1000)::float8 FROM traces x
-            WHERE x.session_id = t.session_id AND x.project_id = t.project_id),
+        (SELECT sum(greatest(extract(epoch FROM x.ended_at - x.started_at) * 1000, 0))::float8 FROM traces x
+            WHERE x.session_id = t.session_id AND x.project_id = t.project_id AND x.ended_at IS NOT NULL),
         sum((SELECT count(*) FROM spans s WHERE s.trace_id = t.trace_id)),
         sum((SELECT coalesce(sum(s.total_tokens), 0) FROM spans s WHERE s.trace_id = t.trace_id)),
         round(sum((SELECT coalesce(sum(s.total_cost), 0) FROM spans s WHERE s.trace_id = t.trace_id))::numeric, 9),

@@ -116,6 +116,7 @@ async def test_a_session_shows_its_first_200_tags_and_is_found_by_each(api_datab
         assert shown is not None and shown["tag_count"] == 251
         assert shown["tags"] == sorted(["all", *(f"tag {n}" for n in range(250))])[:200]
         assert await found(tx, project, "tag 99") == ["s"] and "tag 99" not in shown["tags"]
+        assert await found(tx, project, "all", "tag 99", "all") == ["s"]
         assert await found(tx, project, "all", "zz") == ["other", "s"] and await found(tx, project, "none") == []
 
 
