@@ -21,6 +21,7 @@ from steelyard.metrics.judging import Case, one_line
 from steelyard.metrics.loop_detection import jaccard, words_of
 from steelyard.metrics.plain import harmless, plain_text, without_blobs
 from steelyard.metrics.rendering import render
+from steelyard.metrics.schemas import misfit
 from steelyard.metrics.tools import calls, offered
 from steelyard.metrics.written_plan import written_plan
 from steelyard.traces import SpanKind, Trace
@@ -197,3 +198,31 @@ def test_a_rendering_that_was_made_is_kept_for_the_same_trace_in_its_session() -
     smaller = case.of_the_same_trace(tokens=50)
     assert smaller.content is content and smaller.rendering is not rendering
     assert case.of_the_same_trace(boundary="record-2").rendering is not rendering
+
+
+class Counted(str):
+    """Membership in a list runs no line of Python, so its comparisons are counted."""
+
+    compared = 0
+    __hash__ = str.__hash__
+
+    def __eq__(self, other: object) -> bool:
+        Counted.compared += 1
+        return str.__eq__(self, other)
+
+
+def checked_by_long_lists(n: int) -> Callable[[], Any]:
+    """n values that fit, each by lists of n entries in which the one that it needs comes last."""
+    allowed = [*(Counted(f"v{i}") for i in range(n)), "last"]
+    item = {"type": ["string"] * n + ["object"], "required": ["a"] * n, "properties": {"a": {"enum": allowed}}}
+    values = [[{"a": "last"}] * 10] * (n // 10)
+    return lambda: misfit({"items": {"items": item}}, values)
+
+
+def test_arguments_are_checked_in_proportion_to_them_and_to_their_schema_and_not_to_the_product() -> None:
+    taken = list[int]()
+    for n in (100, 200):
+        work, Counted.compared = checked_by_long_lists(n), 0
+        assert work() is None
+        taken.append(lines_run(work) + Counted.compared)
+    assert taken[1] <= MOST * taken[0] + 200
