@@ -70,6 +70,11 @@ class Settings(BaseSettings):
     judge_job_seconds: float = Field(
         300.0, gt=0, description="deadline of one trace+metric pair, all its calls together; then it is tried again"
     )
+    judge_load_mb: int = Field(
+        256,
+        ge=32,
+        description="memory a judge process gives to the traces it has loaded; one needs 32 at most, others wait their turn",
+    )
     quota_probe_seconds: float = Field(
         900.0, gt=0, le=3600, description="after how long a provider whose quota is exhausted is tried with one pair"
     )

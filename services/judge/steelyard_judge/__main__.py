@@ -27,7 +27,8 @@ async def run() -> None:
     embedder: Embedder = Remembering(LocalEmbedder(model) if local else ApiEmbedder(gateway, str(model)))
     book = Ledger(database)
     score = scoring(gateway, embedder, CATALOGUE, settings, book, settings.judge_grouped, StoredSignals(database))
-    service = judge(settings.judge_slots, database, score, gates, settings.judge_job_seconds)
+    load_bytes = int(settings.judge_load_mb * 2**20)
+    service = judge(settings.judge_slots, database, score, gates, settings.judge_job_seconds, load_bytes=load_bytes)
     service.parts += [gateway, embedder, book]
     await service.run(settings, cluster)
 

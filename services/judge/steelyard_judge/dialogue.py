@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
-from uuid import UUID
 
 import orjson
 
@@ -240,34 +239,31 @@ def clipped(text: str, size: int) -> str:
 
 
 class _Cases:
-    """The traces under way, each rendered once and large ones off the event loop: heartbeats must not wait."""
+    """The traces under way, each rendered once for its job and large ones off the event loop: heartbeats must not wait."""
 
-    def __init__(self, secret: str, most: int = 32) -> None:
-        self._secret, self._most = secret, most
-        self._known: dict[UUID, Case] = {}
+    def __init__(self, secret: str) -> None:
+        self._secret = secret
         # Protects time: the metrics of a large trace arrive together, and one thread renders for all of them.
         self._rendering = asyncio.Lock()
 
-    async def of(self, trace: Trace) -> Case:
-        large = is_large(trace)
-        if not large:
-            return self._kept(trace) or self._keep(case_of(trace, self._secret))
+    async def of(self, trace: Trace, kept: dict[str, Any]) -> Case:
+        """`kept` is the job's: what outlives it would be memory that nobody admitted."""
+        if not is_large(trace):
+            return _known(trace, kept) or _keep(case_of(trace, self._secret), kept)
         async with self._rendering:
-            case = self._kept(trace) or self._keep(await asyncio.to_thread(case_of, trace, self._secret))
+            case = _known(trace, kept) or _keep(await asyncio.to_thread(case_of, trace, self._secret), kept)
             await asyncio.to_thread(getattr, case, "rendering")
         return case
 
-    def _kept(self, trace: Trace) -> Case | None:
-        """An id and a version may come back with other content, after a deletion."""
-        case = self._known.get(trace.trace_id)
-        return case if case is not None and case.trace == trace else None
 
-    def _keep(self, case: Case) -> Case:
-        self._known.pop(case.trace.trace_id, None)
-        self._known[case.trace.trace_id] = case
-        while len(self._known) > self._most:
-            del self._known[next(iter(self._known))]
-        return case
+def _known(trace: Trace, kept: dict[str, Any]) -> Case | None:
+    case: Case | None = kept.get("case")
+    return case if case is not None and case.trace is trace else None
+
+
+def _keep(case: Case, kept: dict[str, Any]) -> Case:
+    kept["case"] = case
+    return case
 
 
 def is_large(trace: Trace) -> bool:
@@ -302,7 +298,7 @@ def scoring(
         found = (in_groups if together else alone).get(metric)
         if found is None:
             raise Later(f"this judge does not know the metric {metric} yet", after=30, counts=False)
-        case = await cases.of(trace)
+        case = await cases.of(trace, order.kept)
         if order.earlier:
             case = case.of_the_same_trace(earlier=order.earlier)
         who = await embedder.identity() if found.name in BY_EMBEDDINGS else ""

@@ -3,9 +3,10 @@
 import asyncio
 import logging
 import random
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import aclosing
 from datetime import datetime, timedelta
+from typing import Any
 from uuid import UUID
 
 from steelyard.clock import Clock, utc_now
@@ -15,18 +16,27 @@ from steelyard.metrics import SESSION_SIGNALS
 from steelyard.metrics.judging import NotScored, Score
 from steelyard.runs import GONE
 from steelyard.service import Publish, Service
+from steelyard.store import loading
+from steelyard.store.begun import MOST_DEATHS, Standing
 from steelyard.store.database import Database, reason, temporary
 from steelyard.store.presence import Presence
 from steelyard.tasks import ended
 from steelyard.traces import Trace
+from steelyard_judge.admission import FACTOR, Admission
 from steelyard_judge.gates import Gates
 from steelyard_judge.lookup import Lookup
+from steelyard_judge.marks import Marks
 from steelyard_judge.orders import Order
+from steelyard_judge.quarantine import Quarantine
 
 log = logging.getLogger(__name__)
 # One metric of one trace by one judge. Raises Later when it may be asked again.
 Scorer = Callable[[str, Trace, Order], Awaitable[Score | NotScored]]
 Outcome = TraceScored | TraceDeferred
+LOAD_BYTES = 256 * 2**20
+FATAL = f"each of the {MOST_DEATHS} times that this was judged alone, the process that judged it died: it is not tried again"
+# A pair that has to wait for its turn alone waits in the ledger and not in a slot.
+WAITS_ALONE, ORPHANED = "a judge died with it: it waits to be judged alone", "its last judge has gone"
 
 
 def judge(
@@ -36,32 +46,49 @@ def judge(
     gates: Gates | None = None,
     job_seconds: float = 300.0,
     clock: Clock = utc_now,
+    load_bytes: int = LOAD_BYTES,
 ) -> Service:
-    """Writes nothing but events: what was decided becomes true in the aggregator."""
+    """What was decided becomes true in the aggregator; beside its calls a judge writes only what it has under way."""
     presence = Presence(database.url)
     service = Service("judge", identity=str(presence.incarnation))
     shared = gates or Gates()
     service.parts += [database, presence]
-    lookup = Lookup(database)
+    lookup, marks = Lookup(database, presence.incarnation), Marks(database, presence)
+    admission, quarantine = Admission(load_bytes // FACTOR), Quarantine()
     conversations = asyncio.Semaphore(slots)
     under_way: dict[tuple[UUID, UUID, str], asyncio.Event] = {}
 
     @service.window(slots)
     async def judge_trace(job: TraceJob) -> AsyncIterator[TraceScored | TraceDeferred]:
+        """Single-flight: of a job that is delivered again while its pairs are under way here, the first delivery answers."""
+        keys = {o.metric: (job.run_id, job.trace_id, o.metric) for o in job.owed}
+        others = [under_way[key] for key in keys.values() if key in under_way]
+        mine = [o for o in job.owed if keys[o.metric] not in under_way]
+        under_way.update({keys[o.metric]: asyncio.Event() for o in mine})
+        try:
+            async with aclosing(_still_owed(job, mine)) as outcomes:
+                async for outcome in outcomes:
+                    yield outcome
+        finally:
+            for o in mine:
+                under_way.pop(keys[o.metric]).set()
+        for other in others:
+            await other.wait()
+
+    async def _still_owed(job: TraceJob, mine: Sequence[Owed]) -> AsyncGenerator[Outcome, None]:
         """Settled pairs are skipped: a redelivery costs a look-up and no call."""
-        wanted = await lookup.wanted(job.run_id, job.trace_id)
-        owed = [o for o in job.owed if o.metric in wanted]
-        if not owed:
+        prospect = await lookup.prospect(job.run_id, job.trace_id) if mine else None
+        if prospect is None:
             return
-        trace = await lookup.trace(job.trace_id)
-        # An id that was deleted may come back in another project: it is not the trace that the run meant.
-        if trace is None or trace.project_id != job.project_id:
-            for o in owed:
-                yield _scored(job, o, NotScored(GONE), None)
-            return
-        async with aclosing(_as_they_come(_pair(job, o, trace) for o in owed)) as outcomes:
-            async for outcome in outcomes:
-                if outcome is not None:
+        standing = {s.metric: s for s in prospect.pairs}
+        owed = [o for o in mine if o.metric in standing]
+        if free := [o for o in owed if standing[o.metric].free]:
+            async with quarantine.beside(), aclosing(_judged(job, free, prospect.stored)) as outcomes:
+                async for outcome in outcomes:
+                    yield outcome
+        for o in (o for o in owed if o not in free):
+            async with aclosing(_suspect(job, o, standing[o.metric], prospect.stored)) as outcomes:
+                async for outcome in outcomes:
                     yield outcome
 
     @service.follow
@@ -76,20 +103,52 @@ def judge(
         shared.told(untold)
         return False
 
-    async def _pair(job: TraceJob, owed: Owed, trace: Trace) -> Outcome | None:
-        """One conversation at a time for a pair, also when its job was delivered twice: the first one answers."""
-        key = (job.run_id, job.trace_id, owed.metric)
-        if key in under_way:
-            await under_way[key].wait()
-            return None
-        under_way[key] = asyncio.Event()
-        try:
-            async with conversations:
-                return await _converse(job, owed, trace)
-        finally:
-            under_way.pop(key).set()
+    async def _suspect(
+        job: TraceJob, owed: Owed, standing: Standing, stored: int | None
+    ) -> AsyncGenerator[Outcome, None]:
+        """Alone in this judge, so that its death would be nobody else's; the third one is the last."""
+        if standing.fatal:
+            yield _scored(job, owed, NotScored(FATAL, {"judge_deaths": standing.deaths}), None)
+        elif standing.orphaned or quarantine.taken:
+            why = ORPHANED if standing.orphaned else WAITS_ALONE
+            yield _deferred(job, owed, why, random.uniform(2, 6), clock(), counts=False)
+        else:
+            log.warning(
+                "%s of trace %s is judged alone: %d judges died with it", owed.metric, job.trace_id, standing.deaths
+            )
+            async with quarantine.alone(), aclosing(_judged(job, [owed], stored, alone=True)) as outcomes:
+                async for outcome in outcomes:
+                    yield outcome
 
-    async def _converse(job: TraceJob, owed: Owed, trace: Trace) -> Outcome | None:
+    async def _judged(
+        job: TraceJob, owed: Sequence[Owed], stored: int | None, alone: bool = False
+    ) -> AsyncGenerator[Outcome, None]:
+        """Admitted, written down, loaded, judged; its mark goes when its outcomes are published."""
+        keys = [(job.run_id, job.trace_id, o.metric) for o in owed]
+        async with admission.ticket(loading.most(stored)) as ticket:
+            await marks.begin(keys, alone)
+            try:
+                loaded = await lookup.trace(job.trace_id, stored)
+                trace = loaded.trace if loaded else None
+                # An id that was deleted may come back in another project: it is not the trace that the run meant.
+                if loaded is None or trace is None or trace.project_id != job.project_id:
+                    for o in owed:
+                        yield _scored(job, o, NotScored(GONE), None)
+                    return
+                ticket.shrink(loaded.size)
+                kept: dict[str, Any] = {}
+                async with aclosing(_as_they_come(_pair(job, o, trace, kept) for o in owed)) as outcomes:
+                    async for outcome in outcomes:
+                        if outcome is not None:
+                            yield outcome
+            finally:
+                marks.end(keys)
+
+    async def _pair(job: TraceJob, owed: Owed, trace: Trace, kept: dict[str, Any]) -> Outcome | None:
+        async with conversations:
+            return await _converse(job, owed, trace, kept)
+
+    async def _converse(job: TraceJob, owed: Owed, trace: Trace, kept: dict[str, Any]) -> Outcome | None:
         """Whatever fails is this pair's own outcome, its look-up too: raising would end the job's other conversations,
         and calls that are under way are paid for."""
         try:
@@ -98,7 +157,7 @@ def judge(
                 return None
             before = job.in_session and owed.metric in SESSION_SIGNALS
             earlier = await lookup.earlier(job.run_id, job.trace_id) if before else ()
-            order = Order.of(job, owed, earlier)
+            order = Order.of(job, owed, earlier, kept)
             return _scored(job, owed, await _in_time(score(owed.metric, trace, order)), trace)
         except Later as e:
             return _deferred(job, owed, str(e), e.after or _pause(owed.attempt), clock(), e.counts)

@@ -7,9 +7,10 @@ from typing import Generic, TypeVar
 from uuid import UUID
 
 from steelyard.metrics.judging import Earlier
-from steelyard.store import ledger, signals, traces
+from steelyard.store import begun, ledger, loading, signals
+from steelyard.store.begun import Prospect
 from steelyard.store.database import Database
-from steelyard.traces import Trace
+from steelyard.store.loading import Loaded
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -52,10 +53,13 @@ class Batched(Generic[K, V]):
 class Lookup:
     """Which pairs are still wanted, remembered for a moment; and traces, never remembered: they change."""
 
-    def __init__(self, database: Database) -> None:
-        self._database = database
+    def __init__(self, database: Database, judge: UUID) -> None:
+        self._database, self._judge = database, judge
+        self._prospects: Batched[tuple[UUID, UUID], Prospect] = Batched(self._ask_prospects, most=100)
+        # Protects the database and the other jobs' time: a large trace is read in it for seconds.
+        self._large = asyncio.Lock()
         self._wanted: Batched[tuple[UUID, UUID], frozenset[str]] = Batched(self._ask_wanted, most=500)
-        self._traces: Batched[UUID, Trace] = Batched(self._ask_traces, most=50)
+        self._traces: Batched[UUID, Loaded] = Batched(self._ask_traces, most=50)
         self._earlier: Batched[tuple[UUID, UUID], tuple[Earlier, ...]] = Batched(self._ask_earlier, most=50)
         self._known: dict[tuple[UUID, UUID], tuple[float, frozenset[str]]] = {}
 
@@ -65,13 +69,29 @@ class Lookup:
         if key in self._known and now - self._known[key][0] < FRESH_SECONDS:
             return self._known[key][1]
         found = await self._wanted.get(key) or frozenset()
-        if len(self._known) > 5000:
-            self._known.clear()
-        self._known[key] = (time.monotonic(), found)
+        self._remember(key, found)
         return found
 
-    async def trace(self, trace_id: UUID) -> Trace | None:
-        return await self._traces.get(trace_id)
+    def _remember(self, key: tuple[UUID, UUID], metrics: frozenset[str]) -> None:
+        if len(self._known) > 5000:
+            self._known.clear()
+        self._known[key] = (time.monotonic(), metrics)
+
+    async def prospect(self, run_id: UUID, trace_id: UUID) -> Prospect | None:
+        """The same, with what the trace would take and what is known of judges that died with its pairs."""
+        prospect = await self._prospects.get((run_id, trace_id))
+        if prospect is not None:
+            self._remember((run_id, trace_id), frozenset(p.metric for p in prospect.pairs))
+        return prospect
+
+    async def trace(self, trace_id: UUID, stored: int | None) -> Loaded | None:
+        """Whole, or cut where it would take more than a judge needs of it."""
+        if not loading.surely_large(stored):
+            loaded = await self._traces.get(trace_id)
+            if loaded is None or loaded.trace is not None:
+                return loaded
+        async with self._large, self._database.begin() as tx:
+            return await loading.load_cut(tx, trace_id)
 
     async def earlier(self, run_id: UUID, trace_id: UUID) -> tuple[Earlier, ...]:
         """What came before the trace in its session, as the run was expanded with it."""
@@ -89,6 +109,10 @@ class Lookup:
             by_key[run_id, trace_id].add(metric)
         return {k: frozenset(metrics) for k, metrics in by_key.items()}
 
-    async def _ask_traces(self, ids: Sequence[UUID]) -> dict[UUID, Trace]:
+    async def _ask_traces(self, ids: Sequence[UUID]) -> dict[UUID, Loaded]:
         async with self._database.begin() as tx:
-            return await traces.load(tx, ids)
+            return await loading.load(tx, ids)
+
+    async def _ask_prospects(self, keys: Sequence[tuple[UUID, UUID]]) -> dict[tuple[UUID, UUID], Prospect]:
+        async with self._database.begin() as tx:
+            return await begun.look(tx, self._judge, keys)

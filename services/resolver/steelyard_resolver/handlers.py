@@ -12,6 +12,7 @@ from steelyard.store.database import Database
 from steelyard.store.ledger import REFILL
 from steelyard.store.outbox import Outbox
 from steelyard_resolver.closings import Closings
+from steelyard_resolver.deaths import Deaths
 from steelyard_resolver.dispatch import Dispatcher
 from steelyard_resolver.evicting import Evictor
 from steelyard_resolver.expand import BACKOFF_SECONDS, Expander
@@ -33,6 +34,7 @@ def resolver(
     dispatcher = Dispatcher(database, readers, closings)
     evictor = Evictor(database, readers)
     late = Overdue(database, readers, settings.redispatch_seconds)
+    deaths = Deaths(database)
 
     @service.on
     async def wake(run: RunRequested) -> None:
@@ -73,6 +75,12 @@ def resolver(
     async def evict_dead_judges() -> bool:
         """Their jobs go to the others at once."""
         await evictor.turn()
+        return False
+
+    @service.loop(every=1.0)
+    async def count_deaths() -> bool:
+        """What dead judges had under way; who judges it next finds the count."""
+        await deaths.turn()
         return False
 
     return service

@@ -34,7 +34,7 @@ READ_ONLY = "25006"
 # After these a connection is not used again. A lock that was not to be had says nothing about its connection, and another
 # one would find no more memory or disk.
 UNTRUSTED = (READ_ONLY, "57014", "58")
-HEAD = "0012"
+HEAD = "0013"
 RESTED_SECONDS = 1.0
 # Of several servers the one that takes writes, and none where none does.
 CONNECT: dict[str, Any] = {"timeout": 5, "target_session_attrs": "read-write"}

@@ -12,18 +12,20 @@ from uuid import UUID, uuid4
 import asyncpg
 from sqlalchemy import text
 
-from steelyard.store.database import Tx
+from steelyard.store.database import CONNECT, UNREACHABLE, Connection, Tx
 from steelyard.tasks import ended
 
 log = logging.getLogger(__name__)
 RETRY_SECONDS = 0.25
 _HOLD = "SELECT pg_advisory_lock(hashtextextended($1::text, 13))"
+_LEAVE = "DELETE FROM begun WHERE judge = $1"
 
 
 class Presence:
     def __init__(self, url: str) -> None:
         self.incarnation: UUID = uuid4()
         self._url = url
+        self._held = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
@@ -37,22 +39,35 @@ class Presence:
     async def unwell(self) -> str | None:
         return None
 
+    async def held(self) -> None:
+        """Nothing is begun by a judge that would look dead."""
+        await self._held.wait()
+
     async def _hold(self) -> None:
         while True:
             try:
                 await self._while_connected()
-            except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, TimeoutError) as e:
+            except UNREACHABLE as e:
                 log.debug("presence: %s", type(e).__name__)
             await asyncio.sleep(RETRY_SECONDS)
 
     async def _while_connected(self) -> None:
-        connection: asyncpg.Connection[asyncpg.Record] = await asyncpg.connect(self._url, timeout=5)
+        connection: asyncpg.Connection[asyncpg.Record] = await asyncpg.connect(
+            self._url, connection_class=Connection, **CONNECT
+        )
         gone = asyncio.Event()
         connection.add_termination_listener(lambda _: gone.set())
         try:
             await connection.execute(_HOLD, str(self.incarnation))
+            self._held.set()
             await gone.wait()
+        except asyncio.CancelledError:
+            # Before the lock goes: a stop is no death.
+            with suppress(Exception):
+                await connection.execute(_LEAVE, self.incarnation, timeout=2)
+            raise
         finally:
+            self._held.clear()
             with suppress(Exception):
                 await connection.close(timeout=1)
 

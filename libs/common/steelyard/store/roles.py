@@ -91,7 +91,10 @@ def _privileges() -> Iterator[tuple[str, str, str]]:
             **dict.fromkeys(TENANT_TABLES, "SELECT INSERT UPDATE DELETE"),
         },
         (API,): dict.fromkeys(("organizations", "projects", "api_keys"), "SELECT INSERT UPDATE"),
-        (WORKER,): dict.fromkeys(("organizations", "projects", "api_keys"), "SELECT"),
+        (WORKER,): {
+            "begun": "SELECT INSERT DELETE",
+            **dict.fromkeys(("organizations", "projects", "api_keys"), "SELECT"),
+        },
     }
     for roles, privileges in tables.items():
         for table, words in privileges.items():

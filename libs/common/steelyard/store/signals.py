@@ -11,8 +11,11 @@ from sqlalchemy import text
 from steelyard.metrics.judging import Earlier
 from steelyard.metrics.loop_detection import WINDOW
 from steelyard.store.database import Tx
+from steelyard.store.loading import cut_json
 
 Place = tuple[UUID, UUID]
+# Characters of an earlier output; an embedder reads 8,000 or 24,000 of it.
+MOST_OF_EARLIER = 32_768
 
 
 @dataclass(frozen=True)
@@ -59,13 +62,13 @@ async def find(tx: Tx, wanted: Sequence[WantedSignal]) -> dict[WantedSignal, Kno
 
 
 _EARLIER = text(
-    """
+    f"""
     SELECT own.run_id, own.trace_id, before.output, before.place FROM unnest(
         CAST(:runs AS uuid[]), CAST(:traces AS uuid[])
     ) AS k (run_id, trace_id)
     JOIN pairs own ON own.run_id = k.run_id AND own.trace_id = k.trace_id AND own.metric = 'loop_detection'
     CROSS JOIN LATERAL (
-        SELECT t.output, b.place
+        SELECT {cut_json("t.output", MOST_OF_EARLIER)} AS output, b.place
         FROM pairs b JOIN traces t ON t.trace_id = b.trace_id AND t.project_id = own.project_id
         WHERE b.run_id = own.run_id AND b.target = own.target AND b.place < own.place AND b.metric = 'loop_detection'
         ORDER BY b.place DESC LIMIT :window

@@ -358,7 +358,8 @@ class Fold(SQLModel, table=True):
 
 class Pair(SQLModel, table=True):
     """One trace by one metric: owed, dispatched, settled, each exactly once. In a run of sessions `place` is the
-    trace's place in its session, from 0, as it was when the run was expanded; `value` and `trace_version` are what is folded."""
+    trace's place in its session, from 0, as it was when the run was expanded; `value` and `trace_version` are what is folded.
+    `deaths`: how many judges died while they had it under way; `deaths_alone`: of these, how many had nothing else."""
 
     __tablename__ = "pairs"
     __table_args__ = (
@@ -395,6 +396,22 @@ class Pair(SQLModel, table=True):
     place: int | None = None
     value: float | None = None
     trace_version: int | None = None
+    deaths: int = _count()
+    deaths_alone: int = _count()
+
+
+class Begun(SQLModel, table=True):
+    """A pair that a judge has under way, by the judge's incarnation; `alone` where it has nothing else. Unlogged: it costs
+    no WAL and no wait, and a crash of Postgres, which empties it, is no judge's death."""
+
+    __tablename__ = "begun"
+    __table_args__ = ({"prefixes": ["UNLOGGED"]},)
+
+    run_id: UUID = Field(primary_key=True)
+    trace_id: UUID = Field(primary_key=True)
+    metric: str = Field(sa_column=Column(Text, primary_key=True))
+    judge: UUID = Field(primary_key=True)
+    alone: bool
 
 
 class TraceScore(SQLModel, table=True):
