@@ -14,6 +14,7 @@ from eventually import eventually
 from laboratory import job, laboratory
 from steelyard.events import decode
 from steelyard.kafka import Cluster, Readers, make_topics
+from steelyard.positions import Positions
 from steelyard.progress import Progress
 from steelyard.window import Window
 
@@ -242,3 +243,24 @@ async def test_a_window_of_whose_topic_nobody_reads_a_partition_is_not_ready(top
             await ready(window)
     finally:
         await window.stop()
+
+
+class Seeking:
+    """A consumer of which nothing is wanted but where it is sent."""
+
+    def __init__(self) -> None:
+        self.sought: dict[TopicPartition, int] = {}
+
+    def seek(self, tp: TopicPartition, offset: int) -> None:
+        self.sought[tp] = offset
+
+
+async def test_what_was_fetched_while_the_last_commit_was_looked_up_is_delivered_again(topics: Cluster) -> None:
+    """It is dropped, since nobody knew yet where to begin: without a seek the jobs in it would be skipped."""
+    begun, fresh = (TopicPartition(topics.topic("jobs.trace"), p) for p in (0, 1))
+    consumer, positions = Seeking(), Positions(topics, "jobs.trace", "judge")
+    await commit(topics, "judge", begun, 0, Progress().note())
+    await positions.start(lambda: consumer)
+    await positions.assigned([begun, fresh])
+    await positions.stop()
+    assert consumer.sought == {begun: 0, fresh: 0}

@@ -69,9 +69,10 @@ class Positions:
         self._committed = {tp: c for tp, c in self._committed.items() if tp in kept}
         self._forget(set(self.progress) - set(kept))
         self.progress = kept | {tp: self._taken_over(tp, commits.get(tp)) for tp in partitions if tp not in kept}
-        for tp, progress in kept.items():
-            if progress.position is not None:
-                self._consumer.seek(tp, progress.position)
+        # What was fetched until now is dropped, so all are sought: where nothing is committed, to the beginning.
+        for tp, progress in self.progress.items():
+            if progress.position is not None or incarnation is not None:
+                self._consumer.seek(tp, progress.position or 0)
 
     def _taken_over(self, tp: TopicPartition, commit: OffsetAndMetadata | None) -> Progress:
         if commit is None or commit.offset < 0:
