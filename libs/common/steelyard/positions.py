@@ -141,6 +141,12 @@ class Positions:
             self._consumer.seek(tp, 0)
             self._consumer.resume(tp)
 
+    def seek_back(self, partitions: Collection[TopicPartition]) -> None:
+        """To what was taken last; records that were handed out since are delivered again."""
+        for tp in set(partitions) & set(self.progress):
+            with suppress(IllegalStateError):
+                self._consumer.seek(tp, self.progress[tp].position or 0)
+
     def put_off(self, record: Any, why: str) -> None:
         """A record that this version does not understand stays unfinished: no commit passes it, a later version takes it
         up, and what comes after it in its partition goes on, as far as a note about that has room."""

@@ -173,14 +173,17 @@ class Window(ConsumerRebalanceListener):  # type: ignore[misc]
         await self._take(None, 1)
 
     async def _take(self, tp: TopicPartition | None, count: int) -> int:
-        """Records that arrive across a rebalance are dropped: the seek after it delivers them again."""
+        """Records that arrive across a rebalance are dropped, and sought again: they may have been fetched after its seek."""
         generation = self._generation
         partitions, patience = ((tp,), 0) if tp else ((), 100)
         try:
             got = await self._consumer.getmany(*partitions, timeout_ms=patience, max_records=count)
         except IllegalStateError:
             return 0
-        if self._moving or generation != self._generation:
+        if self._moving:
+            return 0  # the seek at its end delivers them again
+        if generation != self._generation:
+            self._positions.seek_back(got)
             return 0
         records = [r for batch in got.values() for r in batch]
         for record in records:
