@@ -150,11 +150,14 @@ async def test_counting_touches_no_index(urls: Urls, project: UUID, table: str, 
     changed = in_place = 0
     for n in range(10):
         async with database.begin() as tx:
+            # A connection's counts stay until they are flushed, once a second: what this transaction adds is the difference.
+            updates_before, beside_before = (await tx.execute(_UPDATES, {"t": table})).one()
             await tx.execute(text(change.format(tenth=f"abs(hashtext({table}::text)) % 10 = {n}")))
             updates, beside = (await tx.execute(_UPDATES, {"t": table})).one()
-        changed, in_place = changed + updates, in_place + beside
+        changed, in_place = changed + updates - updates_before, in_place + beside - beside_before
     await database.stop()
-    assert changed > 50 and in_place > 0.9 * changed
+    # Without room it is 0.82 at the most: rows that others left are written over then, too.
+    assert changed > 50 and in_place > 0.85 * changed
 
 
 @asynccontextmanager

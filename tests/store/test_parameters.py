@@ -81,7 +81,9 @@ def _fixed(argument: ast.expr) -> bool:
 
 
 def _query(argument: ast.expr, function: ast.AST) -> bool:
-    """A name that is a `select(…)` of the same function."""
+    """A `select(…)`, or a name that is one in the same function."""
+    if isinstance(argument, ast.Call):
+        return ast.unparse(argument).startswith("select(")
     return isinstance(argument, ast.Name) and any(
         isinstance(node, ast.Assign)
         and isinstance(node.targets[0], ast.Name)
