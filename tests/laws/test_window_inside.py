@@ -225,7 +225,9 @@ async def test_a_commit_about_a_topic_that_is_gone_is_not_believed_by_the_next_o
 
 
 async def commit(cluster: Cluster, service: str, tp: TopicPartition, offset: int, note: str) -> None:
-    consumer = AIOKafkaConsumer(bootstrap_servers=cluster.bootstrap, group_id=cluster.group(service))
+    consumer = AIOKafkaConsumer(
+        bootstrap_servers=cluster.bootstrap, group_id=cluster.group(service), enable_auto_commit=False
+    )
     await consumer.start()
     consumer.assign([tp])
     await consumer.commit({tp: OffsetAndMetadata(offset, note)})
