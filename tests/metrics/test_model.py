@@ -265,7 +265,9 @@ async def test_embeddings_that_are_limited_wait_and_close_the_gate(stub: Stub, g
 
 async def test_two_hundred_conversations_at_once_are_carried(stub: Stub, gateway: Gateway) -> None:
     stub.tell(delay=0.5)
-    scores = await asyncio.gather(*(judged(gateway) for _ in range(200)))
+    patient = Gateway(gateway.settings.model_copy(update={"judge_call_seconds": 60.0}), gateway.environ)
+    scores = await asyncio.gather(*(judged(patient) for _ in range(200)))
+    await patient.stop()
     assert all(isinstance(s, Score) for s in scores) and stub.max_in_flight > 100
 
 
