@@ -161,11 +161,20 @@ class Deployment:
             await consumer.stop()
 
     async def unreadable(self) -> None:
-        """A message that becomes a dead letter."""
+        """A message that becomes a dead letter, by the judge that is still there."""
         publisher = Publisher(self.cluster)
         await publisher.start()
         await publisher.send([("jobs.trace", b"k", b"{no json", [])])
         await publisher.stop()
+        await self.buried("jobs.trace", "not an event")
+
+    async def buried(self, topic: str, reason: str) -> None:
+        headers = "headers of topic " + self.cluster.topic(dead(topic))
+
+        async def died() -> bool:
+            return reason in (await self.reasons())[headers]
+
+        await eventually(died, f"a message of {topic} is a dead letter: {reason}")
 
     async def answers(self, runs: list[str]) -> dict[str, str]:
         """What people and collectors can ask for."""
@@ -268,13 +277,7 @@ async def test_no_key_is_found_anywhere_after_runs_that_failed_in_every_way(depl
     await deployment.unstorable_result(await deployment.request("openai/stub", "unjudged"))
     await deployment.refused("INSERT ON spans", "POST", "/traces", a_trace("unwritten"))
     await deployment.refused("SELECT ON sessions", "GET", f"/sessions/{WORDS['session']}")
-    letters = {t: "headers of topic " + deployment.cluster.topic(dead(t)) for t in ("jobs.trace", "scores.trace")}
-
-    async def buried() -> bool:
-        reasons = await deployment.reasons()
-        return "not an event" in reasons[letters["jobs.trace"]] and "Untranslatable" in reasons[letters["scores.trace"]]
-
-    await eventually(buried, "what cannot be read and what cannot be stored are dead letters")
+    await deployment.buried("scores.trace", "Untranslatable")
     await asyncio.to_thread(deployment.services.start, "judge-1")
     shown = deployment.logs() | await deployment.tables() | await deployment.messages() | await deployment.answers(runs)
     scores = shown["table trace_scores"]

@@ -123,41 +123,40 @@ async def test_the_census_is_what_counting_would_find(database: Database, projec
 @pytest.mark.parametrize(
     ("table", "fill", "change"),
     [
-        ("runs", "SELECT 1", "UPDATE runs SET settled_count = settled_count + 1 WHERE {tenth}"),
+        ("runs", "SELECT 1", "settled_count = settled_count + 1"),
         (
             "targets",
             "INSERT INTO targets (run_id, target, project_id) SELECT id, n::text, project_id FROM runs, generate_series(1, 20) n",
-            'UPDATE targets SET "left" = "left" + 1 WHERE {tenth}',
+            '"left" = "left" + 1',
         ),
         (
             "run_spending",
             "INSERT INTO run_spending (run_id, project_id) SELECT gen_random_uuid(), project_id FROM runs, generate_series(1, 20)",
-            "UPDATE run_spending SET calls = calls + 1 WHERE {tenth}",
+            "calls = calls + 1",
         ),
         (
             "key_usage",
             "INSERT INTO key_usage SELECT id::text || n, now(), 0 FROM runs, generate_series(1, 20) n",
-            "UPDATE key_usage SET taken = taken + 1 WHERE {tenth}",
+            "taken = taken + 1",
         ),
     ],
 )
 async def test_counting_touches_no_index(urls: Urls, project: UUID, table: str, fill: str, change: str) -> None:
-    """With room on its page a new version of a row is written beside the old one."""
+    """With room on its page a new version of a row is written beside the old one. One update, so that it needs room that
+    nobody has to make first: what is dead goes only once no transaction of any database may see it."""
     database = Database(urls.owner)
-    for _ in range(60):
-        await owing(database, project, 0)
-    await execute(database, fill)
-    changed = in_place = 0
-    for n in range(10):
-        async with database.begin() as tx:
-            # A connection's counts stay until they are flushed, once a second: what this transaction adds is the difference.
-            updates_before, beside_before = (await tx.execute(_UPDATES, {"t": table})).one()
-            await tx.execute(text(change.format(tenth=f"abs(hashtext({table}::text)) % 10 = {n}")))
-            updates, beside = (await tx.execute(_UPDATES, {"t": table})).one()
-        changed, in_place = changed + updates - updates_before, in_place + beside - beside_before
+    async with database.begin() as tx:
+        for _ in range(100):
+            await runs.put(tx, _RUN | {"id": uuid4(), "project_id": project})
+        await execute(tx, fill)
+    async with database.begin() as tx:
+        # A connection's counts stay until they are flushed, once a second: what this transaction adds is the difference.
+        updates_before, beside_before = (await tx.execute(_UPDATES, {"t": table})).one()
+        await tx.execute(text(f"UPDATE {table} SET {change} WHERE abs(hashtext(ctid::text)) % 10 = 0"))
+        updates, beside = (await tx.execute(_UPDATES, {"t": table})).one()
     await database.stop()
-    # Without room it is 0.82 at the most: rows that others left are written over then, too.
-    assert changed > 50 and in_place > 0.85 * changed
+    # On full pages one in ten has room at the most, on the last page.
+    assert updates - updates_before >= 5 and beside - beside_before >= 0.9 * (updates - updates_before)
 
 
 @asynccontextmanager
