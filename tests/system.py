@@ -7,6 +7,7 @@ import httpx
 from sqlalchemy import text
 
 from eventually import DEADLINE, eventually
+from steelyard.store import access
 from steelyard.store.database import Database
 from steelyard_local.client import Client
 from steelyard_local.processes import Home
@@ -38,7 +39,7 @@ class System:
 
     async def call(self, verb: str, path: str, *body: Any) -> Any:
         if self._client is None:
-            key = await asyncio.to_thread(self.services.new_key, "tests")
+            key = await new_key(self.services.env["API_DATABASE_URL"])
             self._client = Client(self.services.base_url, key, "project")
         return await asyncio.to_thread(getattr(self._client, verb), path, *body)
 
@@ -88,3 +89,12 @@ class System:
     async def rows(self, sql: str) -> list[dict[str, Any]]:
         async with self.database.begin() as tx:
             return [dict(r._mapping) for r in await tx.execute(text(sql))]
+
+
+async def new_key(api_url: str) -> str:
+    """As `python -m steelyard_api.keys` makes one, without a process."""
+    database = Database(api_url, pool=1)
+    async with database.begin() as tx:
+        key, _ = await access.make_key(tx, "tests", "tests")
+    await database.stop()
+    return key

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from addresses import Infra, Urls
+from forkserver import home_of_forks
 from steelyard.kafka import Cluster
 from steelyard.store.database import Database
 from steelyard_local.processes import Home, free_port
@@ -19,7 +20,7 @@ TESTS = Path(__file__).parents[1]
 
 @pytest.fixture
 def home() -> Iterator[Home]:
-    made = Home.fresh("flow")
+    made = home_of_forks("flow")
     yield made
     made.close()
 
@@ -38,5 +39,7 @@ async def system(infra: Infra, urls: Urls, topics: Cluster, database: Database, 
         "JUDGE_BASE_URL": f"http://127.0.0.1:{port}/v1",
         "JUDGE_MODEL": "openai/stub",
         "JUDGE_SLOTS": str(SLOTS),
+        # Loading the sentence encoder is two seconds of CPU for each judge, and tests/metrics has tests of it.
+        "EMBEDDING_MODEL": "local/ngram-hash-v1",
     }
     yield System(Services(home, environment), home, database, f"http://127.0.0.1:{port}")

@@ -11,11 +11,12 @@ import httpx
 import pytest
 
 from eventually import eventually
+from forkserver import home_of_forks
 from servers_down import read_only
 from steelyard.events import dead
 from steelyard.kafka import Cluster, Readers
 from steelyard_local.client import Client, ready
-from steelyard_local.processes import Home, LaunchFailed, free_port
+from steelyard_local.processes import LaunchFailed, free_port
 from steelyard_local.stack import Stack, environment
 
 NAMES = ("api-1", "resolver-1", "judge-1", "aggregator-1", "scheduler-1")
@@ -26,7 +27,7 @@ METRICS = ["task_completion", "confidence"]
 
 @pytest.mark.faults
 async def test_six_failovers_under_a_run_fail_no_pair_and_pay_for_nothing_twice() -> None:
-    home, port = Home.fresh("failover"), free_port()
+    home, port = home_of_forks("failover"), free_port()
     given = {k: v for k, v in environment().items() if k not in ("KAFKA_BOOTSTRAP", "DATABASE_URL")}
     given |= {"JUDGE_BASE_URL": f"http://127.0.0.1:{port}/v1", "JUDGE_MODEL": "openai/stub", "JUDGE_SLOTS": "16"}
     stack = Stack(home, given, lambda _: None, organization="tests")

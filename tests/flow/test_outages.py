@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from eventually import eventually
+from forkserver import home_of_forks
 from steelyard_local.client import Client
-from steelyard_local.processes import Home, LaunchFailed, free_port
+from steelyard_local.processes import LaunchFailed, free_port
 from steelyard_local.stack import Stack, environment
 
 NAMES = ("api-1", "resolver-1", "judge-1", "aggregator-1", "scheduler-1")
@@ -19,7 +20,7 @@ TESTS = Path(__file__).parents[1]
 
 @pytest.mark.faults
 async def test_kafka_and_postgres_may_die_under_a_run() -> None:
-    home = Home.fresh("outage")
+    home = home_of_forks("outage")
     port = free_port()
     given = {k: v for k, v in environment().items() if k not in ("KAFKA_BOOTSTRAP", "DATABASE_URL")}
     given |= {"JUDGE_BASE_URL": f"http://127.0.0.1:{port}/v1", "JUDGE_MODEL": "openai/stub", "JUDGE_SLOTS": "8"}

@@ -11,6 +11,7 @@ import pytest
 
 from addresses import Infra, Urls
 from eventually import eventually
+from forkserver import home_of_forks
 from session_runs import Chance, assert_folded, request, talk
 from spine import Spine, spine
 from steelyard.events import Event, TraceDeferred, TraceScored
@@ -103,7 +104,7 @@ async def _once_expanded(system: Spine, run_id: UUID) -> list[Event]:
 
 @pytest.fixture
 def home() -> Iterator[Home]:
-    made = Home.fresh("sessions")
+    made = home_of_forks("sessions")
     yield made
     made.close()
 
@@ -112,6 +113,7 @@ def home() -> Iterator[Home]:
 def services(infra: Infra, urls: Urls, topics: Cluster, home: Home) -> Services:
     environment = {k: v for k, v in os.environ.items() if not k.endswith("_API_KEY")} | urls.environment()
     environment |= {"KAFKA_BOOTSTRAP": infra.bootstrap, "TOPIC_PREFIX": topics.prefix, "KAFKA_SESSION_SECONDS": "6"}
+    environment |= {"EMBEDDING_MODEL": "local/ngram-hash-v1"}
     return Services(home, environment)
 
 

@@ -1,7 +1,6 @@
 """What the laws need to look at: jobs sent, calls noted, outcomes published, offsets committed."""
 
 import os
-import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -15,11 +14,12 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
 
 from eventually import eventually
+from forkserver import fork
 from steelyard.events import Owed, TraceJob, decode, topics
 from steelyard.incarnations import incarnations
 from steelyard.kafka import Cluster, Publisher, Readers, make_topics
 from steelyard.progress import remembered
-from steelyard_local.processes import free_port
+from steelyard_local.processes import Process, free_port
 
 RUN = uuid4()
 
@@ -28,13 +28,13 @@ RUN = uuid4()
 class Laboratory:
     cluster: Cluster
     folder: Path
-    workers: list[subprocess.Popen[bytes]] = field(default_factory=list)
+    workers: list[Process] = field(default_factory=list)
 
     @property
     def calls(self) -> Path:
         return self.folder / "calls"
 
-    def start(self, slots: int = 200, **environment: str) -> subprocess.Popen[bytes]:
+    def start(self, slots: int = 200, **environment: str) -> Process:
         env = os.environ | {
             "KAFKA_BOOTSTRAP": self.cluster.bootstrap,
             "TOPIC_PREFIX": self.cluster.prefix,
@@ -44,7 +44,7 @@ class Laboratory:
         }
         script = str(Path(__file__).with_name("law_worker.py"))
         log = (self.folder / f"worker-{len(self.workers)}.log").open("wb")
-        worker = subprocess.Popen([sys.executable, script, str(self.calls), str(slots)], env=env, stderr=log)
+        worker = fork([sys.executable, script, str(self.calls), str(slots)], env, log, None)
         self.workers.append(worker)
         return worker
 

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import IO, Protocol
 
 ROOT = Path(__file__).resolve().parents[3]
 LOCAL = ROOT / ".local"
@@ -22,10 +23,45 @@ class LaunchFailed(Exception):
     """Something could not be started; the message is one a newcomer can act on."""
 
 
+class Process(Protocol):
+    """As much of a Popen as is needed here."""
+
+    @property
+    def pid(self) -> int: ...
+
+    @property
+    def returncode(self) -> int | None: ...
+
+    def poll(self) -> int | None: ...
+
+    def wait(self, timeout: float | None = None) -> int: ...
+
+    def send_signal(self, sig: int) -> None: ...
+
+    def kill(self) -> None: ...
+
+
+Spawn = Callable[[Sequence[str], Mapping[str, str], IO[bytes], int | None], Process]
+
+
+def spawn(argv: Sequence[str], env: Mapping[str, str], log: IO[bytes], uid: int | None) -> Process:
+    """In a session of its own: Ctrl-C reaches the launcher alone, which then stops its children in order."""
+    return subprocess.Popen(
+        list(argv),
+        stdin=subprocess.DEVNULL,
+        stdout=log,
+        stderr=subprocess.STDOUT,
+        env=dict(env),
+        user=uid,
+        cwd="/" if uid is not None else None,
+        start_new_session=True,
+    )
+
+
 @dataclass
 class Child:
     name: str
-    process: subprocess.Popen[bytes]
+    process: Process
     log: Path
     stop_signal: signal.Signals = signal.SIGTERM
 
@@ -67,22 +103,23 @@ class Home:
     path: Path
     children: dict[str, Child] = field(default_factory=dict)
     scrap: list[Path] = field(default_factory=list)
+    spawn: Spawn = spawn
     closing: bool = False
     # Kafka and Postgres are started by two threads, and a third may be stopping both.
     _lock: threading.RLock = field(default_factory=threading.RLock, repr=False)
 
     @classmethod
-    def fresh(cls, kind: str) -> "Home":
+    def fresh(cls, kind: str, spawn: Spawn = spawn) -> "Home":
         """A folder of its own, after clearing away what dead launchers left."""
         sweep()
         stacks = LOCAL / "stacks"
         stacks.mkdir(parents=True, exist_ok=True)
-        return cls.at(Path(tempfile.mkdtemp(prefix=f"{kind}-{os.getpid()}-", dir=stacks)))
+        return cls.at(Path(tempfile.mkdtemp(prefix=f"{kind}-{os.getpid()}-", dir=stacks)), spawn)
 
     @classmethod
-    def at(cls, path: Path) -> "Home":
+    def at(cls, path: Path, spawn: Spawn = spawn) -> "Home":
         path.mkdir(parents=True, exist_ok=True)
-        home = cls(path)
+        home = cls(path, spawn=spawn)
         home.record()
         return home
 
@@ -123,20 +160,10 @@ class Home:
         with self._lock:
             if self.closing:
                 raise LaunchFailed(f"{name} was not started: everything is being stopped.")
-            # A session of its own: Ctrl-C reaches the launcher alone, which then stops its children in order.
             # A file, not a pipe: a launcher that is killed or suspended takes nobody's log away.
             with log.open("ab") as out:
                 read_from = out.tell()
-                process = subprocess.Popen(
-                    list(argv),
-                    stdin=subprocess.DEVNULL,
-                    stdout=out,
-                    stderr=subprocess.STDOUT,
-                    env=dict(env) if env is not None else None,
-                    user=uid,
-                    cwd="/" if uid is not None else None,
-                    start_new_session=True,
-                )
+                process = self.spawn(argv, os.environ if env is None else env, out, uid)
             child = self.children[name] = Child(name, process, log, stop_signal)
             self.record()
         if echo:
