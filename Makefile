@@ -6,6 +6,8 @@ PY := .venv/bin/python
 # Processes that share the tests: most of a test is waiting. ARGS="-n 0 …" for one process, as a debugger needs it.
 WORKERS ?= 4
 PYTEST := $(PY) -m pytest -n $(WORKERS) --dist load --maxschedchunk 1
+# The lock is complete, so nothing is resolved; and what is never imported is never compiled: half of the minutes.
+PIP := $(PY) -m pip install -q --disable-pip-version-check --no-compile
 KAFKA := .local/kafka-4.1.1
 CODE := libs services deploy/local tests
 export PYTHONUNBUFFERED := 1
@@ -116,8 +118,8 @@ install: .venv/installed $(KAFKA)/installed ## what the other targets need, into
 	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { echo "Python's venv module is missing: install it (Debian: apt install python3-venv)"; exit 1; }
 	@echo "installing the Python packages into .venv (a minute, once)"
 	@[ -x $(PY) ] || $(PYTHON) -m venv .venv
-	@$(PY) -m pip install -q --disable-pip-version-check --require-hashes -r requirements.lock
-	@$(PY) -m pip install -q --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@$(PIP) --require-hashes --no-deps -r requirements.lock
+	@$(PIP) --no-deps --no-build-isolation -e .
 	@touch $@
 
 $(KAFKA)/installed: deploy/local/kafka/pom.xml

@@ -15,6 +15,7 @@ from steelyard.kafka import Cluster, make_topics
 from steelyard.store.database import Database
 
 Servers = tuple[str, str, str, str]  # Kafka, Postgres, the template and its schema
+LONG = ("test_schemathesis.py", "test_hostile_corpus.py", "test_processes.py")
 SHARED = pytest.StashKey[Servers]()
 
 
@@ -34,7 +35,7 @@ def pytest_configure_node(node: Any) -> None:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The longest first: one that began last would be waited for alone."""
-    items.sort(key=lambda item: "faults" not in item.keywords)
+    items.sort(key=lambda item: ("faults" not in item.keywords, item.path.name not in LONG))
 
 
 @pytest.fixture(scope="session")

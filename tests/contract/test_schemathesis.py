@@ -17,7 +17,6 @@ from steelyard.store import access
 from steelyard.store.database import Database
 from steelyard_api.app import api
 
-EXAMPLES = 12
 # Minutes, and several times as many where the machine is busy with other things: it says when its program hangs, and no more.
 PATIENCE = 1800
 HOOKS = Path(__file__).parents[1] / "schemathesis_hooks.py"
@@ -84,14 +83,17 @@ def _settings(urls: Urls) -> Settings:
     )
 
 
-async def test_every_answer_is_as_described(address: str, api_database: Database, tmp_path: Path) -> None:
+@pytest.mark.parametrize("examples", [4, pytest.param(30, marks=pytest.mark.soak)])
+async def test_every_answer_is_as_described(
+    address: str, api_database: Database, tmp_path: Path, examples: int
+) -> None:
     async with api_database.begin() as tx:
         key, _ = await access.make_key(tx, "acme", "tests")
     (tmp_path / "schemathesis.toml").write_text(CONFIG)
     asking = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "schemathesis.cli", "run", f"{address}/openapi.json", "--no-color"),
         *("-H", f"X-API-Key: {key}", "-H", "X-Project-Name: p"),
-        *("--phases", "examples,coverage,fuzzing,stateful", "--mode", "all", "--max-examples", str(EXAMPLES)),
+        *("--phases", "examples,coverage,fuzzing,stateful", "--mode", "all", "--max-examples", str(examples)),
         *("--generation-deterministic", "--generation-allow-x00", "true", "--workers", "2"),
         *("--continue-on-failure", "--suppress-health-check", "all", "--warnings", "off"),
         cwd=tmp_path,
