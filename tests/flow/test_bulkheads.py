@@ -52,6 +52,41 @@ async def test_a_run_that_cannot_be_dispatched_holds_up_no_other_and_goes_on_whe
     assert (run["status"], run["evaluated_count"], run["failed_count"]) == ("COMPLETED", 2, 0)
 
 
+async def test_a_run_whose_rows_somebody_holds_keeps_no_other_runs_results_waiting(system: Spine, urls: Urls) -> None:
+    """Results of both are in every partition. The holder is somebody's session, a dump or a deletion that takes its time."""
+    other = replace(system, project=await new_project(urls, "another"))
+    held = await system.ingest(40)
+    await other.ingest(40)
+    await execute(urls, f"ALTER ROLE steelyard_worker IN DATABASE {database_of(urls)} SET lock_timeout = '500ms'")
+    holder = await asyncpg.connect(urls.owner)
+    async with holder.transaction():
+        await holder.execute("SELECT 1 FROM traces WHERE trace_id = ANY($1) FOR UPDATE", held)
+        stuck, free = await system.request(["one"]), await other.request(["one"])
+        calls = Calls()
+        system.start_all(calls)
+        await eventually(lambda: len(calls.made) == 80, "all pairs are judged")
+        run = await system.done(free)
+        assert (run["status"], run["evaluated_count"], run["failed_count"]) == ("COMPLETED", 40, 0)
+        later = await system.done(await other.request(["two"]))
+        assert (later["status"], later["evaluated_count"]) == ("COMPLETED", 40), "what comes later passes too"
+        assert (await system.run(stuck))["evaluated_count"] == 0
+        assert held_up(system) == 40
+    await holder.close()
+    run = await system.done(stuck)
+    assert (run["status"], run["evaluated_count"], run["failed_count"]) == ("COMPLETED", 40, 0)
+    assert len(calls.made) == 120, "nothing was paid for again"
+    await eventually(lambda: held_up(system) == 0, "nothing is held up any more")
+
+
+def held_up(system: Spine) -> float:
+    labels = {"service": "aggregator", "topic": system.cluster.topic("scores.trace")}
+    return REGISTRY.get_sample_value("steelyard_held_up", labels) or 0.0
+
+
+def database_of(urls: Urls) -> str:
+    return urls.owner.rpartition("/")[2]
+
+
 async def test_pairs_that_cannot_be_pruned_keep_nothing_else_from_being_tidied(system: Spine, urls: Urls) -> None:
     (trace,) = await system.ingest(1)
     old = await system.request(["one"])

@@ -5,7 +5,7 @@ import inspect
 import logging
 import random
 from collections import deque
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Hashable, Iterable, Sequence
 from contextlib import aclosing
 from functools import partial
 from typing import Any, Protocol, cast
@@ -16,7 +16,7 @@ from steelyard import telemetry
 from steelyard.errors import Later, Never
 from steelyard.events import Event, decode
 from steelyard.reasons import reason
-from steelyard.store.database import temporary
+from steelyard.store.database import held_up, temporary
 
 log = logging.getLogger(__name__)
 Handler = Callable[..., Any]
@@ -80,27 +80,32 @@ class Delivery:
         else:
             self._passed(name)
 
-    async def many(self, records: Sequence[Any], handler: Handler) -> None:
-        """All at once; where that fails, in halves, so that one bad message does not take its neighbours along."""
+    async def many(self, records: Sequence[Any], handler: Handler) -> list[Any]:
+        """All at once; where that fails, in halves, so that one bad message does not take its neighbours along. Where rows
+        of one run are held up, run by run. Returns the records that are still held up then, for a later attempt."""
         readable = [(r, e) for r in records if (e := await self._decoded(r)) is not None]
-        if readable:
-            await self._halves(readable, handler)
+        return await self._parts(readable, handler) if readable else []
 
-    async def _halves(self, readable: Sequence[tuple[Any, Event]], handler: Handler) -> None:
+    async def _parts(self, readable: Sequence[tuple[Any, Event]], handler: Handler) -> list[Any]:
         events = [e for _, e in readable]
         try:
             with self._handling("batch"):
-                await self._patiently(lambda: self._handle(handler, events, "batch"), "batch")
+                await self._patiently(lambda: self._handle(handler, events, "batch"), "batch", ends=held_up)
         except Exception as e:
-            if len(readable) == 1:
+            if held_up(e):
+                parts = _by_run(readable)
+                if len(parts) == 1:
+                    return [r for r, _ in readable]
+            elif len(readable) == 1:
                 await self._bury(readable[0][0], type(events[0]).__name__, e)
-                return
-            middle = len(readable) // 2
-            for half in (readable[:middle], readable[middle:]):
-                await self._halves(half, handler)
-        else:
-            for event in events:
-                self._passed(type(event).__name__)
+                return []
+            else:
+                middle = len(readable) // 2
+                parts = [readable[:middle], readable[middle:]]
+            return [record for part in parts for record in await self._parts(part, handler)]
+        for event in events:
+            self._passed(type(event).__name__)
+        return []
 
     async def _handle(self, handler: Handler, given: Event | Sequence[Event], name: str) -> None:
         """An output that the broker does not take yet is kept and sent again: beginning anew would end what the handler
@@ -131,15 +136,17 @@ class Delivery:
         telemetry.HANDLED.labels(service=self._service, event="unknown", outcome="dead").inc()
         await self._patiently(lambda: self._post.bury(self._topic, record, why, self._service), "unknown")
 
-    async def _patiently(self, attempt: Callable[[], Awaitable[Any]], name: str) -> None:
-        """A dependency that is away is waited for, here, with the offset where it is."""
+    async def _patiently(
+        self, attempt: Callable[[], Awaitable[Any]], name: str, ends: Callable[[Exception], bool] = lambda _: False
+    ) -> None:
+        """A dependency that is away is waited for, here, with the offset where it is; but not for what `ends` the wait."""
         tries = 0
         while True:
             try:
                 await attempt()
                 return
             except Exception as e:
-                if not _waits(e):
+                if ends(e) or not _waits(e):
                     raise
                 pause = _pause(tries, e)
                 level = logging.WARNING if tries % 10 == 0 else logging.DEBUG
@@ -183,6 +190,17 @@ async def _outputs(result: Any) -> AsyncGenerator[Sequence[Event], None]:
     events = list(result or ())
     if events:
         yield events
+
+
+def run_of(event: Event) -> Hashable:
+    return getattr(event, "run_id", None)
+
+
+def _by_run(readable: Sequence[tuple[Any, Event]]) -> list[Sequence[tuple[Any, Event]]]:
+    runs: dict[Hashable, list[tuple[Any, Event]]] = {}
+    for record, event in readable:
+        runs.setdefault(run_of(event), []).append((record, event))
+    return list(runs.values())
 
 
 def _unknown(value: bytes) -> str | None:

@@ -156,10 +156,13 @@ class Positions:
         self._tell()
 
     def bound(self) -> None:
-        """A partition that is as far ahead of a record that was put off as a note has room for waits, and it alone."""
-        if far := [tp for tp, progress in self.progress.items() if progress.span >= MOST_AHEAD]:
-            with suppress(IllegalStateError):
-                self._consumer.pause(*far)
+        """A partition that is as far ahead of an unfinished record as a note has room for waits, and it alone, until the
+        record is finished."""
+        far = {tp for tp, progress in self.progress.items() if progress.span >= MOST_AHEAD}
+        paused = self._consumer.paused()
+        with suppress(IllegalStateError):
+            self._consumer.pause(*far - paused)
+            self._consumer.resume(*(paused & self.progress.keys()) - far)
 
     def _forget(self, partitions: Collection[TopicPartition]) -> None:
         self._put_off = {(tp, o): put for (tp, o), put in self._put_off.items() if tp not in partitions}
@@ -167,6 +170,9 @@ class Positions:
 
     def _tell(self) -> None:
         telemetry.PUT_OFF.labels(service=self._service, topic=self._topic).set(len(self._put_off))
+
+    def tell_held_up(self, count: int) -> None:
+        telemetry.HELD_UP.labels(service=self._service, topic=self._topic).set(count)
 
     async def commit(self) -> None:
         fresh: dict[TopicPartition, tuple[int, str]] = {}

@@ -251,6 +251,7 @@ class _Running:
         self._batches = batches
         for begun in batches:
             self._spawn(begun.watch())
+            self._spawn(begun.retry())
             self._started.append(begun.stop)
         self._started.append(broker.stop)
 
@@ -258,12 +259,12 @@ class _Running:
         delivery = self._delivery(topic)
         positions = Positions(self._cluster, topic, self._service.name)
 
-        async def work(records: Sequence[Any]) -> None:
+        async def work(records: Sequence[Any]) -> Sequence[Any]:
             if flow.many:
-                await delivery.many(records, handler)
-            else:
-                for record in records:
-                    await delivery.one(record, handler)
+                return await delivery.many(records, handler)
+            for record in records:
+                await delivery.one(record, handler)
+            return ()
 
         batches = Batches(positions, delivery.puzzling, work)
         subscriber = broker.subscriber(

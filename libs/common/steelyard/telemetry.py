@@ -28,6 +28,11 @@ TURNS_FAILED = Counter(
 PUT_OFF = Gauge(
     "steelyard_not_understood", "Messages that wait for another version of the service", ["service", "topic"]
 )
+HELD_UP = Gauge(
+    "steelyard_held_up",
+    "Messages of runs whose rows somebody else holds up: they are tried again while others go on",
+    ["service", "topic"],
+)
 SECONDS = Histogram(
     "steelyard_handle_seconds",
     "Time a handler took",

@@ -192,6 +192,11 @@ def contended(error: BaseException) -> bool:
     return (sqlstate(error) or "").startswith(CONTENDED)
 
 
+def held_up(error: BaseException) -> bool:
+    """Whether what these rows wait for may last, while other rows are free: a lock, or a time limit."""
+    return (sqlstate(error) or "").startswith(("55P03", *TIMED_OUT))
+
+
 def dumps(value: Any) -> str:
     return orjson.dumps(value, default=_plain).decode()
 
