@@ -71,6 +71,10 @@ bench-folding: install ## signals folded into session scores: in batches against
 bench-sessions: install ## a run over 20,000 sessions through all services, and their memory; ARGS="--sessions 2000 --traces 5"
 	@$(PY) -m steelyard_local.bench.whole $(ARGS)
 
+.PHONY: bench-kills
+bench-kills: install ## a run in peace and one under 20 kill -9 of judges, side by side; ARGS="--judges 3 --delay 2"
+	@$(PY) -m steelyard_local.bench.kills $(ARGS)
+
 .PHONY: bench-embeddings
 bench-embeddings: install ## how well the local embedders tell answers from none, and loops from progress
 	@$(PY) -m pytest -s tests/metrics/test_embedders_measured.py $(ARGS)

@@ -74,9 +74,9 @@ async def test_a_second_worker_joins_and_leaves_and_nothing_is_lost(lab: Laborat
     chance = random.Random(2)
     jobs = [job(f"j{n}", round(chance.uniform(0.5, 1.5), 2)) for n in range(1200)]
     await lab.send(jobs)
-    first = lab.start(slots=60)
+    first = lab.start(slots=60, REBALANCE_DRAIN_SECONDS="5")
     await eventually(lambda: len(lab.ended()) >= 100, "the first one works")
-    second = lab.start(slots=60)
+    second = lab.start(slots=60, REBALANCE_DRAIN_SECONDS="5")
     await eventually(lambda: _by(lab, second.pid) >= 100, "the second one works too")
     second.send_signal(signal.SIGTERM)
     assert second.wait(40) == 0

@@ -57,7 +57,9 @@ class Settings(BaseSettings):
 
     drain_seconds: float = Field(25.0, gt=0, description="how long a stopping process lets work in flight finish")
     rebalance_drain_seconds: float = Field(
-        5.0, ge=0, description="how long jobs in flight may finish before their partition moves to another judge"
+        0.5,
+        ge=0,
+        description="how long jobs in flight may finish before partitions move; what takes longer ends where it began",
     )
 
     judge_model: str | None = Field(

@@ -42,7 +42,7 @@ class Window(ConsumerRebalanceListener):  # type: ignore[misc]
         span: int = 2000,
         commit_seconds: float = 0.3,
         drain_seconds: float = 25.0,
-        rebalance_drain_seconds: float = 5.0,
+        rebalance_drain_seconds: float = 0.5,
         starve_seconds: float = 5.0,
         session_seconds: float = 10.0,
         max_poll_seconds: float = 300.0,

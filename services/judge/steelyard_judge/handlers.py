@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import random
+import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import aclosing
 from datetime import datetime, timedelta
@@ -17,7 +18,7 @@ from steelyard.metrics.judging import NotScored, Score
 from steelyard.runs import GONE
 from steelyard.service import Publish, Service
 from steelyard.store import loading
-from steelyard.store.begun import MOST_DEATHS, Standing
+from steelyard.store.begun import MOST_DEATHS, Prospect, Standing
 from steelyard.store.database import Database, reason, temporary
 from steelyard.store.presence import Presence
 from steelyard.tasks import ended
@@ -34,6 +35,8 @@ log = logging.getLogger(__name__)
 Scorer = Callable[[str, Trace, Order], Awaitable[Score | NotScored]]
 Outcome = TraceScored | TraceDeferred
 LOAD_BYTES = 256 * 2**20
+# Longer than nearly every conversation. A judge that is frozen keeps its lock, and so its marks.
+ELSEWHERE_SECONDS = 30.0
 FATAL = f"each of the {MOST_DEATHS} times that this was judged alone, the process that judged it died: it is not tried again"
 # A pair that has to wait for its turn alone waits in the ledger and not in a slot.
 WAITS_ALONE, ORPHANED = "a judge died with it: it waits to be judged alone", "its last judge has gone"
@@ -77,7 +80,7 @@ def judge(
 
     async def _still_owed(job: TraceJob, mine: Sequence[Owed]) -> AsyncGenerator[Outcome, None]:
         """Settled pairs are skipped: a redelivery costs a look-up and no call."""
-        prospect = await lookup.prospect(job.run_id, job.trace_id) if mine else None
+        prospect = await _prospect(job, {o.metric for o in mine}) if mine else None
         if prospect is None:
             return
         standing = {s.metric: s for s in prospect.pairs}
@@ -90,6 +93,18 @@ def judge(
             async with aclosing(_suspect(job, o, standing[o.metric], prospect.stored)) as outcomes:
                 async for outcome in outcomes:
                     yield outcome
+
+    async def _prospect(job: TraceJob, metrics: set[str]) -> Prospect | None:
+        """What another judge has under way, as after a rebalance, is waited for: its answers are being paid for. Not for ever,
+        since that judge may be standing still."""
+        patience = time.monotonic() + ELSEWHERE_SECONDS
+        while True:
+            prospect = await lookup.prospect(job.run_id, job.trace_id)
+            if prospect is None or time.monotonic() > patience:
+                return prospect
+            if not any(s.elsewhere for s in prospect.pairs if s.metric in metrics):
+                return prospect
+            await asyncio.sleep(random.uniform(0.2, 0.4))
 
     @service.follow
     def keep_to_closings(closed: ProviderClosed) -> None:

@@ -23,12 +23,13 @@ MOST_DEATHS = 3
 @dataclass(frozen=True)
 class Standing:
     """What a judge has to know of a pair before it begins it. `orphaned`: its last judge has gone, and whether it died is
-    not decided yet."""
+    not decided yet. `elsewhere`: a judge that lives has it under way."""
 
     metric: str
     deaths: int
     deaths_alone: int
     orphaned: bool
+    elsewhere: bool = False
 
     @property
     def free(self) -> bool:
@@ -60,7 +61,8 @@ async def look(tx: Tx, judge: UUID, keys: Sequence[tuple[UUID, UUID]]) -> dict[t
     pairs: dict[tuple[UUID, UUID], list[Standing]] = {}
     for r in await tx.execute(_LOOK, query):
         stored[r.run_id, r.trace_id] = r.stored
-        pairs.setdefault((r.run_id, r.trace_id), []).append(Standing(r.metric, r.deaths, r.deaths_alone, r.orphaned))
+        standing = Standing(r.metric, r.deaths, r.deaths_alone, r.orphaned, r.elsewhere)
+        pairs.setdefault((r.run_id, r.trace_id), []).append(standing)
     return {key: Prospect(stored[key], tuple(pairs[key])) for key in pairs}
 
 
@@ -98,12 +100,17 @@ _LOOK = text(
         SELECT run_id, trace_id, (SELECT {STORED} FROM traces t WHERE t.trace_id = n.trace_id) AS stored
         FROM unnest(CAST(:runs AS uuid[]), CAST(:traces AS uuid[])) AS n (run_id, trace_id)
     )
-    SELECT p.run_id, p.trace_id, p.metric, p.deaths, p.deaths_alone, k.stored, EXISTS (
-        SELECT 1 FROM begun b WHERE b.run_id = p.run_id AND b.trace_id = p.trace_id AND b.metric = p.metric
-            AND b.judge <> :judge AND pg_try_advisory_xact_lock_shared(hashtextextended(b.judge::text, 13))
-    ) AS orphaned
+    SELECT p.run_id, p.trace_id, p.metric, p.deaths, p.deaths_alone, k.stored,
+        coalesce(other.orphaned, false) AS orphaned, coalesce(other.elsewhere, false) AS elsewhere
     FROM k JOIN pairs p ON p.run_id = k.run_id AND p.trace_id = k.trace_id
     JOIN runs r ON r.id = p.run_id
+    CROSS JOIN LATERAL (
+        SELECT bool_or(gone) AS orphaned, bool_or(NOT gone) AS elsewhere FROM (
+            SELECT pg_try_advisory_xact_lock_shared(hashtextextended(b.judge::text, 13)) AS gone FROM begun b
+            WHERE b.run_id = p.run_id AND b.trace_id = p.trace_id AND b.metric = p.metric AND b.judge <> :judge
+            OFFSET 0
+        ) marks
+    ) other
     WHERE p.status <> 'settled' AND r.stopping IS NULL AND r.deleted_at IS NULL
     """
 )
