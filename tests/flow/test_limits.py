@@ -134,7 +134,7 @@ async def test_answers_that_never_end_give_their_slots_back_and_other_traces_are
     run_id = await judged.system.request(["confidence"], judge_model=GPT)
     run = await judged.system.done(run_id)
     assert (run["evaluated_count"], run["failed_count"]) == (12, 0)
-    assert (await judged.counts(run_id))["attempts"] == 4, "each was an attempt of its pair"
+    assert (await judged.counts(run_id))["attempts"] >= 4, "each was an attempt of its pair, and slow ones may be too"
 
 
 async def test_an_exhausted_quota_pauses_the_run_and_one_pair_finds_out_whether_it_still_is(judged: Judged) -> None:

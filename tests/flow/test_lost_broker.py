@@ -133,7 +133,7 @@ async def delete(cluster: Cluster, names: Collection[str]) -> None:
 
 async def scored_once(system: Spine, run_id: UUID, calls: Calls, at_stake: int, aftermath: int = 0) -> None:
     """`aftermath`: a resolver that was not there when the topics changed may count one outcome that then went astray."""
-    run = await system.done(run_id, 120)
+    run = await system.done(run_id)
     assert (run["status"], run["evaluated_count"], run["failed_count"]) == ("COMPLETED", TRACES, 0)
     scores = await system.rows("SELECT trace_id, name FROM trace_scores")
     assert len(scores) == len({(s["trace_id"], s["name"]) for s in scores}) == PAIRS
@@ -142,5 +142,5 @@ async def scored_once(system: Spine, run_id: UUID, calls: Calls, at_stake: int, 
     assert await system.rows("SELECT 1 FROM pairs WHERE redispatches > :most", most=aftermath) == []
     # The system is whole again: another run goes through it.
     other = await system.request(METRICS)
-    run = await system.done(other, 60)
+    run = await system.done(other)
     assert (run["evaluated_count"], run["failed_count"]) == (TRACES, 0)

@@ -34,7 +34,7 @@ from steelyard.store.database import temporary
 from steelyard.store.outbox import Outbox, Relay
 from steelyard.tasks import ended, rung
 from steelyard.topics import Topics
-from steelyard.window import FETCH_WAIT_MS, Window
+from steelyard.window import FETCH_WAIT_MS, Window, heartbeat_ms
 
 log = logging.getLogger(__name__)
 E = TypeVar("E", bound=Event)
@@ -277,7 +277,7 @@ class _Running:
             auto_offset_reset="earliest",  # the default, latest, loses what was sent before the first start
             rebalance_timeout_ms=30_000,
             session_timeout_ms=int(self._settings.kafka_session_seconds * 1000),
-            heartbeat_interval_ms=int(self._settings.kafka_session_seconds * 300),
+            heartbeat_interval_ms=heartbeat_ms(self._settings.kafka_session_seconds),
             fetch_max_wait_ms=FETCH_WAIT_MS,
             decoder=_as_it_is,
             listener=batches,

@@ -24,6 +24,11 @@ Work = Callable[[Any], Awaitable[None]]
 FETCH_WAIT_MS = 40
 
 
+def heartbeat_ms(session_seconds: float) -> int:
+    """Members hear of a rebalance by a heartbeat, and those that heard of it stand still until the last one has."""
+    return int(min(0.5, session_seconds * 0.3) * 1000)
+
+
 class Window(ConsumerRebalanceListener):  # type: ignore[misc]
     """`work` returns when the record's outcome is published; until then its offset does not move.
 
@@ -75,7 +80,7 @@ class Window(ConsumerRebalanceListener):  # type: ignore[misc]
             fetch_max_wait_ms=FETCH_WAIT_MS,
             max_poll_interval_ms=int(self._max_poll_seconds * 1000),
             session_timeout_ms=int(self._session_seconds * 1000),
-            heartbeat_interval_ms=int(self._session_seconds * 300),
+            heartbeat_interval_ms=heartbeat_ms(self._session_seconds),
             # The default is the session timeout: a drain longer than that would be answered with a lost partition.
             rebalance_timeout_ms=int((self._rebalance_drain + 20) * 1000),
             metadata_max_age_ms=METADATA_MS,
