@@ -72,8 +72,8 @@ class Spine:
     def start_resolver(self, name: str = "resolver", **more: Any) -> None:
         self.start(name, resolver(self.settings, self.cluster, self.database, **more))
 
-    def start_judge(self, score: Scorer, name: str = "judge", clock: Clock = utc_now) -> None:
-        self.start(name, judge(self.settings.judge_slots, self.database, score, clock=clock), relays=False)
+    def start_judge(self, score: Scorer, name: str = "judge", clock: Clock = utc_now, **more: Any) -> None:
+        self.start(name, judge(self.settings.judge_slots, self.database, score, clock=clock, **more), relays=False)
 
     def start_aggregator(self, name: str = "aggregator") -> None:
         self.start(name, aggregator(self.settings, self.database))

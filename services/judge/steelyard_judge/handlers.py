@@ -50,6 +50,7 @@ def judge(
     job_seconds: float = 300.0,
     clock: Clock = utc_now,
     load_bytes: int = LOAD_BYTES,
+    elsewhere_seconds: float = ELSEWHERE_SECONDS,
 ) -> Service:
     """What was decided becomes true in the aggregator; beside its calls a judge writes only what it has under way."""
     presence = Presence(database.url)
@@ -97,7 +98,7 @@ def judge(
     async def _prospect(job: TraceJob, metrics: set[str]) -> Prospect | None:
         """What another judge has under way, as after a rebalance, is waited for: its answers are being paid for. Not for ever,
         since that judge may be standing still."""
-        patience = time.monotonic() + ELSEWHERE_SECONDS
+        patience = time.monotonic() + elsewhere_seconds
         while True:
             prospect = await lookup.prospect(job.run_id, job.trace_id)
             if prospect is None or time.monotonic() > patience:
